@@ -1,0 +1,74 @@
+"""What every attention implementation provides, and what it is given each step."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The static facts of one attention layer, as its kernel sees them."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float  # multiplies q·k
+    window: int | None = None  # a query sees its own and the window-1 tokens before it; None = all
+    softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0 = off
+    sinks: bool = False  # a learned logit a head joins the softmax and is then dropped
+    alibi: bool = False  # scores get slope_h * (key position - query position)
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """One step's tokens as attention sees them, for one KV group. R rows, T tokens; rows with one token come first.
+
+    Index tensors live on the device; the lists and integers are their host-side copies.
+    """
+
+    query_start: torch.Tensor  # int32 [R + 1]: row i owns tokens query_start[i] .. query_start[i + 1] - 1
+    context_lens: torch.Tensor  # int32 [R]: tokens of the row in the cache, those of this step included
+    block_table: torch.Tensor  # int32 [R, max_blocks]: entries outside a layer's window may be stale
+    slots: torch.Tensor  # int64 [T]: flat cache slot (block * block_size + offset) each token's K and V go to
+    query_lens_host: list[int]  # [R]
+    context_lens_host: list[int]  # [R]
+    max_query_len: int
+    max_context_len: int
+    num_decodes: int  # leading rows with exactly one query token
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What the layers get beside the hidden states: positions, and a PagedBatch for each KV group."""
+
+    positions: torch.Tensor  # int64 [T]
+    groups: tuple[PagedBatch, ...]
+
+
+class Backend(Protocol):
+    """One implementation of paged causal attention: prefill, decode and mixed steps in one varlen call."""
+
+    name: str
+
+    @staticmethod
+    def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
+        """None if this backend can run such a layer, else the reason why not, as a sentence."""
+        ...
+
+    def run(
+        self,
+        spec: AttentionSpec,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend ``q`` [T, num_heads, head_dim] to the cache [num_blocks, block_size, num_kv_heads, head_dim].
+
+        The step's own keys and values are in the cache already. ``sinks`` and ``alibi_slopes`` are float32
+        [num_heads]. Returns [T, num_heads, head_dim].
+        """
+        ...

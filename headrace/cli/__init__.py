@@ -1,0 +1,1 @@
+"""The command line. Each command is one module; nothing heavy is imported before a command needs it."""

@@ -1,0 +1,44 @@
+"""The errors users see. Below every other room; knows nothing of HTTP, engines or tensors."""
+
+
+class HeadraceError(Exception):
+    """Base of every error Headrace raises on purpose."""
+
+
+class ConfigError(HeadraceError, ValueError):
+    """A start-up option or model can't be used; the message is one sentence that names what would work.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+class RequestError(HeadraceError, ValueError):
+    """One request is wrong (HTTP 400). ``param`` names the offending field in OpenAI's spelling, if one does."""
+
+    status = 400
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not served here (HTTP 404)."""
+
+    status = 404
+
+
+class QueueFullError(HeadraceError):
+    """The waiting queue is at its limit (HTTP 429 with ``Retry-After``, in seconds)."""
+
+    def __init__(self, message: str, retry_after: int = 1):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDownError(HeadraceError):
+    """The server drains and takes no new requests (HTTP 503)."""
+
+
+class EngineDeadError(HeadraceError):
+    """The engine process died or hangs; every open request ends with this (HTTP 503)."""

@@ -1,0 +1,1 @@
+"""How weights are stored and multiplied: one ``Method`` a scheme. Knows neither models nor ranks."""

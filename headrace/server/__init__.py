@@ -1,0 +1,1 @@
+"""HTTP: routes, authentication, OpenAI's schemas and errors, metrics. Knows neither tensors nor KV blocks."""

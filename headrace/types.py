@@ -1,0 +1,348 @@
+"""The nouns that pass between rooms: sampling parameters, engine messages and outputs.
+
+Plain data (msgspec structs), so that each can cross a process border as msgpack. Owns their validation; does not
+know tensors, text processing or HTTP.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.errors import RequestError
+
+GREEDY_BELOW = 1e-5  # a temperature under this means greedy decoding
+MAX_N = 16_384  # most sequences one request may ask for
+
+
+class OutputKind(enum.IntEnum):
+    """What each output of a running request carries: all text so far, only what is new, or one final output."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
+    """How to sample one request; the fields and defaults are those of vLLM's ``SamplingParams``.
+
+    Raises ``RequestError`` naming the field if a value is out of range.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    bad_words: list[str] = []
+    allowed_token_ids: list[int] | None = None
+    logit_bias: dict[int, float] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    output_kind: OutputKind = OutputKind.CUMULATIVE
+    extra_args: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        self.stop_token_ids = list(self.stop_token_ids or [])
+        self.bad_words = list(self.bad_words or [])
+        if self.top_k == -1:  # the older spelling of "off"
+            self.top_k = 0
+        self._check()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    def clone(self, **changes: Any) -> "SamplingParams":
+        """A copy with ``changes`` applied and validated."""
+        return msgspec.structs.replace(self, **changes)
+
+    def _check(self) -> None:
+        ranges = (
+            ("n", 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "greater than zero"),
+            ("temperature", 0.0 <= self.temperature < float("inf"), "non-negative"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "0 or -1 (off), or at least 1"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
+            ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", self.min_tokens >= 0, "non-negative"),
+            (
+                "min_tokens",
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                f"at most max_tokens ({self.max_tokens})",
+            ),
+            ("logprobs", self.logprobs is None or self.logprobs >= -1, "-1 (all) or non-negative"),
+            ("prompt_logprobs", self.prompt_logprobs is None or self.prompt_logprobs >= -1, "-1 (all) or non-negative"),
+        )
+        for name, fine, allowed in ranges:
+            if not fine:
+                raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)}.", name)
+        if "" in self.stop:
+            raise RequestError("stop can't contain an empty string.", "stop")
+        if self.stop and not self.detokenize:
+            raise RequestError("stop strings need detokenize=True; use stop_token_ids instead.", "stop")
+        if self.greedy and self.n > 1:
+            raise RequestError(f"n must be 1 with greedy sampling (temperature 0), got {self.n}.", "n")
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class Logprob(msgspec.Struct, array_like=True, gc=False):
+    """One token's log-probability and its rank (1 = most likely) at one position."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PositionLogprobs = dict[int, Logprob]  # token id -> logprob: the sampled (or prompt) token first, then the top ones
+
+# -- API process -> engine ------------------------------------------------------------------------------------------
+
+
+class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
+    """One sequence to generate. ``params.n`` is ignored: the frontend submits each sequence on its own."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: list[int] = []  # generation ends at these unless params.ignore_eos
+    bad_word_ids: list[list[int]] = []
+    priority: int = 0  # lower is served first, under --scheduling-policy priority
+    cache_salt: str | None = None  # separates prefix-cache entries between callers
+    arrival_time: float = 0.0  # time.monotonic() seconds
+
+
+class Abort(msgspec.Struct, tag="abort"):
+    request_ids: list[str]
+
+
+class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache"):
+    pass
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    pass
+
+
+ToEngine = Submit | Abort | ResetPrefixCache | Shutdown
+
+# -- engine -> API process ------------------------------------------------------------------------------------------
+
+
+class TokenDelta(msgspec.Struct, omit_defaults=True):
+    """New tokens of one sequence, and its end if ``finish_reason`` is set. Times are time.monotonic() seconds."""
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[PositionLogprobs] | None = None  # one entry per token id
+    prompt_logprobs: list[PositionLogprobs | None] | None = None  # with the first delta only
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop token id that ended it; None for an end-of-sequence token
+    error: str | None = None
+    num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache; with the first delta only
+    scheduled_time: float | None = None  # with the first delta only
+    num_preemptions: int = 0
+
+
+class Stats(msgspec.Struct, omit_defaults=True):
+    """The engine's gauges now, and its counters since the last Stats."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0  # 0-1
+    prefix_cache_queries: int = 0  # tokens
+    prefix_cache_hits: int = 0  # tokens
+    num_preemptions: int = 0
+    prompt_tokens: int = 0  # computed, without prefix-cache hits
+    generation_tokens: int = 0
+    num_steps: int = 0
+
+
+class Outputs(msgspec.Struct, tag="outputs", omit_defaults=True):
+    """What one engine step produced; also the heartbeat, sent at least once a second."""
+
+    time: float  # time.monotonic() seconds
+    deltas: list[TokenDelta] = []
+    stats: Stats | None = None
+
+
+class LedgerEntry(msgspec.Struct, array_like=True):
+    """One line of the start-up ledger: a stage, its seconds, and the bytes it took (on the host or the device)."""
+
+    stage: str
+    seconds: float
+    num_bytes: int = 0
+
+
+class Progress(msgspec.Struct, tag="progress"):
+    """A start-up stage is ``done`` of ``total`` along (bytes while loading, else counts)."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class EngineInfo(msgspec.Struct, tag="ready"):
+    """What the engine settled at start-up: the facts the API needs to validate and describe requests."""
+
+    architecture: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int]
+    block_size: int
+    num_blocks: int
+    kv_cache_tokens: int  # tokens the KV cache holds
+    max_concurrency: float  # requests of max_model_len tokens that fit at once
+    default_sampling: dict[str, Any]  # from the model's generation_config.json
+    ledger: list[LedgerEntry]
+    pid: int = 0
+
+
+class Fatal(msgspec.Struct, tag="fatal"):
+    """The engine can't start or go on. ``user_error``: the message is a ConfigError's sentence, no traceback needed."""
+
+    message: str
+    user_error: bool = False
+
+
+FromEngine = Outputs | Progress | EngineInfo | Fatal
+
+# -- scheduler -> runner --------------------------------------------------------------------------------------------
+
+
+class NewRow(msgspec.Struct, omit_defaults=True):
+    """A request takes a device row (first time, or again after a preemption: then token_ids include its outputs)."""
+
+    row: int
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int  # 64-bit, drawn by the engine where the request named none
+    stop_token_ids: list[int]  # every id that would end the request; masked until min_tokens
+    bad_word_ids: list[list[int]] = []
+
+
+class NewBlocks(msgspec.Struct, array_like=True, gc=False):
+    """``block_ids`` extend ``row``'s table of KV group ``group`` from entry ``offset`` on."""
+
+    group: int
+    row: int
+    offset: int
+    block_ids: list[int]
+
+
+class Plan(msgspec.Struct):
+    """One step: which rows advance by how many tokens, and what changed since the last plan. Never token values.
+
+    ``rows[i]`` computes the tokens at positions ``starts[i] .. starts[i] + counts[i] - 1``; rows with one token come
+    first. Rows listed in ``sampled`` (indices into ``rows``) have reached their last known token and sample the next.
+    """
+
+    step: int
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+    sampled: list[int]
+    new_rows: list[NewRow] = []
+    new_blocks: list[NewBlocks] = []
+    freed_rows: list[int] = []
+
+
+class Sampled(msgspec.Struct):
+    """What a step sampled, on the host: parallel to ``Plan.sampled``."""
+
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs | None] | None = None
+    prompt_logprobs: dict[int, list[PositionLogprobs]] = {}  # row -> the chunk's positions
+
+
+class KVGroup(msgspec.Struct, frozen=True):
+    """Layers that share one block table: all see the same ``window`` (None = the whole context)."""
+
+    layers: list[int]
+    window: int | None
+
+
+class KVCacheLayout(msgspec.Struct, frozen=True):
+    """How the KV cache is cut: every group draws from one pool of ``num_blocks`` blocks (block 0 is never used)."""
+
+    block_size: int
+    num_blocks: int
+    groups: list[KVGroup]
+    block_bytes: int
+
+
+# -- frontend -> caller ---------------------------------------------------------------------------------------------
+
+
+class CompletionOutput(msgspec.Struct):
+    """One generated sequence of a request; the fields are vLLM's."""
+
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[PositionLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    lora_request: None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+class RequestMetrics(msgspec.Struct):
+    """Times of one request: ``arrival_time`` is time.time(), the others time.monotonic() seconds."""
+
+    arrival_time: float
+    queued_ts: float = 0.0
+    scheduled_ts: float = 0.0
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    first_token_latency: float = 0.0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+
+
+class RequestOutput(msgspec.Struct):
+    """A request's state as its caller sees it; the fields are vLLM's."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    metrics: RequestMetrics | None = None
+    num_cached_tokens: int | None = None
+    lora_request: None = None
+    kv_transfer_params: None = None
