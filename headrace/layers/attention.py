@@ -1,0 +1,123 @@
+"""The self-attention layer: fused projections, optional query/key norms, rotation and cache write, attention, output.
+
+The paged attention itself is the given ``Backend``'s. Knows no scheduler and no block table beyond passing it on.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from headrace.attention.backend import AttentionSpec, Backend, PagedBatch, StepInput
+from headrace.layers.linear import Linear
+from headrace.layers.norm import Norm
+from headrace.layers.rope import RotaryTable
+from headrace.layers.slots import AttentionSlot
+from headrace.ops.rope import rope_and_cache
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the paged KV cache that ``bind`` gave it: [T, dim] → [T, dim]."""
+
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    alibi_slopes: torch.Tensor | None
+
+    def __init__(
+        self,
+        dim: int,
+        slot: AttentionSlot,
+        rotary: RotaryTable | None,
+        backend: Backend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.slot, self.spec, self.backend, self.rotary = slot, attention_spec(slot), backend, rotary
+        self.q_size, self.kv_size = slot.num_heads * slot.head_dim, slot.num_kv_heads * slot.head_dim
+        self.qkv = Linear(
+            dim,
+            {"q": self.q_size, "k": self.kv_size, "v": self.kv_size},
+            bias=slot.bias,
+            split="column",
+            dtype=dtype,
+            device=device,
+        )
+        self.o = Linear(self.q_size, {"o": dim}, bias=slot.out_bias, split="row", dtype=dtype, device=device)
+        if slot.qk_norm is not None:
+            for name, heads in (("q_norm", slot.num_heads), ("k_norm", slot.num_kv_heads)):
+                shapes = {
+                    "head": (slot.head_dim,),
+                    "own_head": (heads, slot.head_dim),
+                    "all_heads": (heads * slot.head_dim,),
+                }
+                norm = Norm(slot.qk_norm.norm, shapes[slot.qk_norm.over], dtype=dtype, device=device)
+                self.add_module(name, norm)
+        slopes = torch.tensor(alibi_slopes(slot.num_heads), device=device) if slot.alibi else None
+        self.register_buffer("alibi_slopes", slopes, persistent=False)
+
+    def bind(self, k_cache: torch.Tensor, v_cache: torch.Tensor, group: int) -> None:
+        """Use these caches [num_blocks, block_size, num_kv_heads, head_dim] and the step's KV group ``group``."""
+        self.k_cache, self.v_cache, self.group = k_cache, v_cache, group
+
+    def forward(self, x: torch.Tensor, step: StepInput) -> torch.Tensor:
+        slot, batch = self.slot, step.groups[self.group]
+        q, k, v = self.qkv(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
+        norm_first = slot.qk_norm is not None and not slot.qk_norm.after_rope
+        if norm_first:
+            q, k = self._norm(q, k)
+        if slot.clip is not None:
+            q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
+        q, k, v = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k, v))
+        q, k = self._rotate_and_cache(q, k, v, step.positions, batch, self.rotary)
+        if slot.qk_norm is not None and not norm_first:
+            # The keys just cached lack their norm: write them again, this time without rotating.
+            q, k = self._norm(q.flatten(1), k.flatten(1))
+            q, k = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k))
+            q, k = self._rotate_and_cache(q, k, v, step.positions, batch, None)
+        out = self.backend.run(self.spec, q, self.k_cache, self.v_cache, batch, alibi_slopes=self.alibi_slopes)
+        return self.o(out.flatten(1))
+
+    def _norm(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalise queries [T, heads * head_dim] and keys [T, kv_heads * head_dim]."""
+        if self.slot.qk_norm is not None and self.slot.qk_norm.over == "all_heads":
+            return self.q_norm(q.contiguous()), self.k_norm(k.contiguous())
+        q, k = (part.unflatten(-1, (-1, self.slot.head_dim)).contiguous() for part in (q, k))
+        return self.q_norm(q).flatten(1), self.k_norm(k).flatten(1)
+
+    def _rotate_and_cache(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        batch: PagedBatch,
+        rotary: RotaryTable | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        table, interleaved = (rotary.cos_sin, rotary.interleaved) if rotary is not None else (None, False)
+        return rope_and_cache(q, k, v, positions, table, interleaved, self.k_cache, self.v_cache, batch.slots)
+
+
+def attention_spec(slot: AttentionSlot) -> AttentionSpec:
+    """What the backend must know of the layer."""
+    return AttentionSpec(
+        num_heads=slot.num_heads,
+        num_kv_heads=slot.num_kv_heads,
+        head_dim=slot.head_dim,
+        scale=slot.scale,
+        window=slot.window,
+        softcap=slot.softcap,
+        alibi=slot.alibi,
+    )
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """One slope a head: a geometric series for a power of two, else filled up with every other of the next power's.
+
+    Source: Press, Smith, Lewis, "Train Short, Test Long" (2022), and its published code.
+    """
+    whole = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / whole) for head in range(whole)]
+    between = [2.0 ** (-4.0 * (2 * head + 1) / whole) for head in range(num_heads - whole)]
+    return slopes + between

@@ -1,0 +1,178 @@
+"""One decoder for every model: builds itself from a ``Spec`` and loads weights by the checkpoint's names.
+
+Never asks which model it is. Knows no batches beyond passing each step's input on, and no files.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from headrace.attention.backend import AttentionSpec, Backend, StepInput
+from headrace.layers.attention import Attention, attention_spec
+from headrace.layers.embedding import Embedding
+from headrace.layers.linear import Linear
+from headrace.layers.mlp import Mlp
+from headrace.layers.moe import Moe
+from headrace.layers.norm import Norm
+from headrace.layers.rope import RotaryTable
+from headrace.layers.slots import MlpSlot, Rope
+from headrace.layers.weights import Loadable, Target
+from headrace.models.names import WeightMap
+from headrace.models.spec import Layer, Spec
+
+
+class Block(nn.Module):
+    """One layer. Takes and returns (output of the last sub-layer, residual stream), whose addition the next norm fuses."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        layer: Layer,
+        rotary: RotaryTable | None,
+        backend: Backend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__()
+
+        def norm(present: bool) -> Norm | None:
+            return Norm(spec.norm, (spec.dim,), dtype=dtype, device=device) if present else None
+
+        wiring = spec.wiring
+        self.parallel, self.residual_scale = wiring.parallel, spec.residual_scale
+        self.attention_norm = norm(wiring.norm_in)
+        self.attention = Attention(spec.dim, layer.attention, rotary, backend, dtype=dtype, device=device)
+        self.attention_out_norm = norm(wiring.norm_out)
+        self.mlp_norm = norm(wiring.norm_in and not wiring.one_norm)
+        kind = Mlp if isinstance(layer.mlp, MlpSlot) else Moe
+        self.mlp = kind(spec.dim, layer.mlp, dtype=dtype, device=device)
+        self.mlp_out_norm = norm(wiring.norm_out)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, step: StepInput
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = self._enter(self.attention_norm, x, residual)
+        attended = self._leave(self.attention_out_norm, self.attention(x, step))
+        if self.parallel:
+            x = x if self.mlp_norm is None else self.mlp_norm(residual)
+            return attended + self._leave(self.mlp_out_norm, self.mlp(x)), residual
+        x, residual = self._enter(self.mlp_norm, attended, residual)
+        return self._leave(self.mlp_out_norm, self.mlp(x)), residual
+
+    def _enter(
+        self, norm: Norm | None, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what the next sub-layer reads, residual stream with ``x`` added)."""
+        if norm is not None:
+            return norm.add(x, residual)
+        residual = x if residual is None else residual + x
+        return residual, residual
+
+    def _leave(self, norm: Norm | None, x: torch.Tensor) -> torch.Tensor:
+        """A sub-layer's output as it joins the residual stream."""
+        x = x if norm is None else norm(x)
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
+
+
+class Decoder(nn.Module):
+    """A causal language model. ``backend_for`` gives the attention backend of a layer.
+
+    Parameters are allocated on ``device`` in ``dtype`` and hold nothing until they are loaded or filled.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        dtype: torch.dtype,
+        device: torch.device,
+        backend_for: Callable[[AttentionSpec], Backend],
+    ):
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.vocab_size, spec.dim, scale=spec.embedding_scale, dtype=dtype, device=device)
+        learned = spec.learned_positions
+        self.positions = Embedding(learned.num_rows, spec.dim, dtype=dtype, device=device) if learned else None
+        ropes = {layer.attention.rope for layer in spec.layers}
+        tables = {rope: self._table(rope, device) for rope in ropes}
+        self.layers = nn.ModuleList(
+            Block(
+                spec,
+                layer,
+                tables[layer.attention.rope],
+                backend_for(attention_spec(layer.attention)),
+                dtype=dtype,
+                device=device,
+            )
+            for layer in spec.layers
+        )
+        self.norm = Norm(spec.norm, (spec.dim,), dtype=dtype, device=device)
+        self.head = Linear(
+            spec.dim,
+            {"head": spec.vocab_size},
+            bias=spec.head_bias,
+            split="column",
+            dtype=dtype,
+            device=device,
+            shared=self.embedding.weight if spec.tied_embeddings else None,
+        )
+        unneeded = {"head.weight"} if spec.tied_embeddings else set()
+        self._weights = WeightMap(spec.architecture, self._targets(), spec.renames, unneeded)
+
+    @property
+    def attention_layers(self) -> list[Attention]:
+        """The attention of each layer, in order."""
+        return [block.attention for block in self.layers]
+
+    def forward(self, token_ids: torch.Tensor, step: StepInput) -> torch.Tensor:
+        """Hidden states [T, dim] after the final norm, of the tokens int64 [T]."""
+        x = self.embedding(token_ids)
+        if self.positions is not None and self.spec.learned_positions is not None:
+            x = x + self.positions(step.positions + self.spec.learned_positions.offset)
+        residual = None
+        for block in self.layers:
+            x, residual = block(x, residual, step)
+        return self.norm.add(x, residual)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [S, vocab] of the chosen rows [S, dim] of what ``forward`` returned."""
+        logits = self.head(hidden).float()
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        if softcap := self.spec.logit_softcap:
+            logits = torch.tanh(logits / softcap) * softcap
+        return logits
+
+    def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
+        """Copy one of the checkpoint's tensors to its place, converting its dtype; may be called from several threads.
+
+        Raises ``ConfigError`` if there is no place for it, or it doesn't fit.
+        """
+        self._weights.load(checkpoint_name, tensor)
+
+    def finish_loading(self) -> None:
+        """Check that every weight is there (``ConfigError`` names those that aren't) and repack quantized ones."""
+        self._weights.check_complete()
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                layer.method.finish(layer)
+
+    @torch.no_grad()
+    def init_dummy(self, seed: int) -> None:
+        """Fill all weights at random instead of loading them: the same for the same seed and device."""
+        generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)
+        for parameter in self.parameters():
+            parameter.uniform_(-0.04, 0.04, generator=generator)
+        for norm in (module for module in self.modules() if isinstance(module, Norm)):
+            if norm.weight is not None:
+                norm.weight.fill_(1.0 - norm.slot.offset)
+        self._weights.loaded.update(self._weights.pieces)
+
+    def _table(self, rope: Rope | None, device: torch.device) -> RotaryTable | None:
+        return None if rope is None else RotaryTable(rope, self.spec.max_positions, device)
+
+    def _targets(self) -> Iterator[Target]:
+        for path, module in self.named_modules():
+            if isinstance(module, Loadable):
+                yield from module.targets(path)

@@ -1,0 +1,19 @@
+"""Nemotron and Arcee: squared ReLU without a gate."""
+
+from transformers import PretrainedConfig
+
+from headrace.layers.slots import NormSlot
+from headrace.models.declare import attention, decoder, mlp
+from headrace.models.spec import Spec
+
+
+def nemotron(config: PretrainedConfig, max_positions: int) -> Spec:
+    bias, norm = config.attention_bias, NormSlot("layer", config.norm_eps, offset=1.0, bias=True)
+    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    return decoder(config, max_positions, slot, mlp(config, gated=False, bias=config.mlp_bias), norm)
+
+
+def arcee(config: PretrainedConfig, max_positions: int) -> Spec:
+    bias = config.attention_bias
+    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    return decoder(config, max_positions, slot, mlp(config, gated=False, bias=config.mlp_bias))
