@@ -45,15 +45,8 @@ class Attention(nn.Module):
             device=device,
         )
         self.o = Linear(self.q_size, {"o": dim}, bias=slot.out_bias, split="row", dtype=dtype, device=device)
-        if slot.qk_norm is not None:
-            for name, heads in (("q_norm", slot.num_heads), ("k_norm", slot.num_kv_heads)):
-                shapes = {
-                    "head": (slot.head_dim,),
-                    "own_head": (heads, slot.head_dim),
-                    "all_heads": (heads * slot.head_dim,),
-                }
-                norm = Norm(slot.qk_norm.norm, shapes[slot.qk_norm.over], dtype=dtype, device=device)
-                self.add_module(name, norm)
+        self.q_norm = self._head_norm(slot.num_heads, dtype, device)
+        self.k_norm = self._head_norm(slot.num_kv_heads, dtype, device)
         slopes = torch.tensor(alibi_slopes(slot.num_heads), device=device) if slot.alibi else None
         self.register_buffer("alibi_slopes", slopes, persistent=False)
 
@@ -64,27 +57,35 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, step: StepInput) -> torch.Tensor:
         slot, batch = self.slot, step.groups[self.group]
         q, k, v = self.qkv(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
-        norm_first = slot.qk_norm is not None and not slot.qk_norm.after_rope
-        if norm_first:
-            q, k = self._norm(q, k)
+        norm_last = slot.qk_norm is not None and slot.qk_norm.after_rope
+        if not norm_last:
+            q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
         if slot.clip is not None:
             q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
         q, k, v = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k, v))
         q, k = self._rotate_and_cache(q, k, v, step.positions, batch, self.rotary)
-        if slot.qk_norm is not None and not norm_first:
+        if norm_last:
             # The keys just cached lack their norm: write them again, this time without rotating.
-            q, k = self._norm(q.flatten(1), k.flatten(1))
+            q, k = self._norm(self.q_norm, q.flatten(1)), self._norm(self.k_norm, k.flatten(1))
             q, k = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k))
             q, k = self._rotate_and_cache(q, k, v, step.positions, batch, None)
         out = self.backend.run(self.spec, q, self.k_cache, self.v_cache, batch, alibi_slopes=self.alibi_slopes)
         return self.o(out.flatten(1))
 
-    def _norm(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalise queries [T, heads * head_dim] and keys [T, kv_heads * head_dim]."""
-        if self.slot.qk_norm is not None and self.slot.qk_norm.over == "all_heads":
-            return self.q_norm(q.contiguous()), self.k_norm(k.contiguous())
-        q, k = (part.unflatten(-1, (-1, self.slot.head_dim)).contiguous() for part in (q, k))
-        return self.q_norm(q).flatten(1), self.k_norm(k).flatten(1)
+    def _head_norm(self, num_heads: int, dtype: torch.dtype, device: torch.device) -> Norm | None:
+        if self.slot.qk_norm is None:
+            return None
+        dim = self.slot.head_dim
+        shapes = {"head": (dim,), "own_head": (num_heads, dim), "all_heads": (num_heads * dim,)}
+        return Norm(self.slot.qk_norm.norm, shapes[self.slot.qk_norm.over], dtype=dtype, device=device)
+
+    def _norm(self, norm: Norm | None, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [T, heads * head_dim] normalised, by head or as a whole."""
+        if norm is None:
+            return x
+        if self.slot.qk_norm is not None and self.slot.qk_norm.over != "all_heads":
+            return norm(x.unflatten(-1, (-1, self.slot.head_dim)).contiguous()).flatten(1)
+        return norm(x.contiguous())
 
     def _rotate_and_cache(
         self,

@@ -42,8 +42,11 @@ def decoder(
 
     Windows that no context of ``max_positions`` tokens outgrows are dropped. The norm is RMS unless given.
     """
-    attentions, mlps = each_layer(config, attention), each_layer(config, mlp)
-    attentions = [replace(a, window=None) if (a.window or 0) >= max_positions else a for a in attentions]
+    attentions = [
+        replace(slot, window=None) if (slot.window or 0) >= max_positions else slot
+        for slot in each_layer(config, attention)
+    ]
+    mlps: list[MlpSlot | MoeSlot] = each_layer(config, mlp)
     return Spec(
         architecture=(config.architectures or [type(config).__name__])[0],
         vocab_size=config.vocab_size,
@@ -51,7 +54,7 @@ def decoder(
         layers=tuple(Layer(*slots) for slots in zip(attentions, mlps, strict=True)),
         norm=norm or NormSlot("rms", config.rms_norm_eps),
         max_positions=max_positions,
-        tied_embeddings=config.tie_word_embeddings,
+        tied_embeddings=getattr(config, "tie_word_embeddings", False),
         **fields,
     )
 
@@ -89,7 +92,7 @@ def moe(config: PretrainedConfig, inner: int, num_experts: int, **changes: Any) 
 
 def head_dim(config: PretrainedConfig) -> int:
     """Many configs leave it out, or null, where it follows from the other sizes."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def head_norm(norm: NormSlot, **changes: Any) -> QueryKeyNorm:
@@ -121,12 +124,15 @@ def rope(
     """
     parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
     kind = parameters.get("rope_type", "default")
+    rotary_dim = int(head_dim(config) * (parameters.get("partial_rotary_factor") or 1.0))
     if kind == "default":
-        rotary_dim = int(head_dim(config) * (parameters.get("partial_rotary_factor") or 1.0))
         return plain_rope(rotary_dim, parameters["rope_theta"], interleaved=interleaved)
     if kind not in ROPE_INIT_FUNCTIONS:
         known = ", ".join(sorted(("default", *ROPE_INIT_FUNCTIONS)))
         raise ConfigError(f"The rope type {kind!r} isn't supported; supported are {known}.")
+    for factors in (parameters.get("short_factor"), parameters.get("long_factor")):
+        if factors is not None and len(factors) != rotary_dim // 2:
+            raise ConfigError(f"The {kind} rope needs {rotary_dim // 2} factors for each length, got {len(factors)}.")
     complete = copy.deepcopy(config)
     complete.head_dim = head_dim(config)  # transformers' functions don't all cope with its absence
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](

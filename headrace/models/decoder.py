@@ -46,8 +46,11 @@ class Block(nn.Module):
         self.attention = Attention(spec.dim, layer.attention, rotary, backend, dtype=dtype, device=device)
         self.attention_out_norm = norm(wiring.norm_out)
         self.mlp_norm = norm(wiring.norm_in and not wiring.one_norm)
-        kind = Mlp if isinstance(layer.mlp, MlpSlot) else Moe
-        self.mlp = kind(spec.dim, layer.mlp, dtype=dtype, device=device)
+        self.mlp: Mlp | Moe
+        if isinstance(layer.mlp, MlpSlot):
+            self.mlp = Mlp(spec.dim, layer.mlp, dtype=dtype, device=device)
+        else:
+            self.mlp = Moe(spec.dim, layer.mlp, dtype=dtype, device=device)
         self.mlp_out_norm = norm(wiring.norm_out)
 
     def forward(
@@ -123,7 +126,7 @@ class Decoder(nn.Module):
     @property
     def attention_layers(self) -> list[Attention]:
         """The attention of each layer, in order."""
-        return [block.attention for block in self.layers]
+        return [module for module in self.modules() if isinstance(module, Attention)]
 
     def forward(self, token_ids: torch.Tensor, step: StepInput) -> torch.Tensor:
         """Hidden states [T, dim] after the final norm, of the tokens int64 [T]."""

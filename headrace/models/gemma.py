@@ -50,7 +50,7 @@ def gemma3_multimodal(config: PretrainedConfig, max_positions: int) -> Spec:
         Rename(r"^language_model\.lm_head\.", "lm_head."),
     )
     tied = config.tie_word_embeddings
-    architecture = config.architectures[0]
+    architecture = (config.architectures or [spec.architecture])[0]
     return replace(spec, architecture=architecture, tied_embeddings=tied, renames=(*renames, *spec.renames))
 
 
