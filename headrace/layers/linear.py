@@ -55,7 +55,7 @@ class Linear(nn.Module):
         return self.method.apply(self, x)
 
     def targets(self, path: str) -> Iterator[Target]:
-        """Each part goes by its own name beside the layer (``….q.weight`` in ``….qkv``), all together by the layer's."""
+        """Each part goes by its own name beside the layer (``q.weight`` in ``qkv``), all together by the layer's."""
         parent = path.rpartition(".")[0]
         for name, parameter in self.named_parameters(recurse=False):
             if self.tied and name == "weight":

@@ -14,7 +14,7 @@ from headrace.ops.activation import act_and_mul
 
 
 class Moe(nn.Module):
-    """[T, dim] → [T, dim]: the weighted sum of each token's ``top_k`` experts, plus the shared expert if there is one."""
+    """[T, dim] → [T, dim]: the weighted sum of each token's ``top_k`` experts, plus any shared expert."""
 
     def __init__(self, dim: int, slot: MoeSlot, *, dtype: torch.dtype, device: torch.device):
         super().__init__()

@@ -23,7 +23,7 @@ from headrace.models.spec import Layer, Spec
 
 
 class Block(nn.Module):
-    """One layer. Takes and returns (output of the last sub-layer, residual stream), whose addition the next norm fuses."""
+    """One layer. Takes and returns (last sub-layer's output, residual stream), which the next norm adds up."""
 
     def __init__(
         self,

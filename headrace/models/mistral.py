@@ -37,7 +37,7 @@ def starcoder2(config: PretrainedConfig, max_positions: int) -> Spec:
 
 
 def _windows(config: PretrainedConfig, slot: AttentionSlot) -> list[AttentionSlot]:
-    """One window for all layers, or by ``layer_types``, or by Ministral's pattern of windows, repeated over the layers."""
+    """One window for all layers, or by ``layer_types``, or by Ministral's repeating pattern of windows."""
     pattern = getattr(config, "interleaved_sliding_window", None)
     if pattern is None and getattr(config, "layer_types", None):
         return windowed(config, slot)

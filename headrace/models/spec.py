@@ -1,4 +1,4 @@
-"""``Spec``: everything the decoder must know of a model, as plain data. Knows no checkpoint, no config class, no tensors.
+"""``Spec``: all that the decoder must know of a model, as plain data. Knows no checkpoint, config class or tensor.
 
 A family turns a checkpoint's config into a ``Spec``; slots are few and independent of each other, so a new model is
 mostly a new combination.

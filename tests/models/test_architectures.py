@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from headrace.models.registry import spec_for
+
 from .util import checkpoint_weights, chunked_logits, full_logits, loaded_decoder, randomise, tiny
 
 TOLERANCE = 1e-4
