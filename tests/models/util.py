@@ -117,7 +117,7 @@ def full_logits(decoder: Decoder, ids: list[int]) -> torch.Tensor:
 
 
 def chunked_logits(decoder: Decoder, ids: list[int], other: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of two rows that share batches: one prefills in two chunks, then decodes; the other starts and ends apart."""
+    """Logits of two rows sharing batches: one prefills in two chunks, then decodes; the other starts and ends apart."""
     runner = PagedRunner(decoder, num_rows=2)
     plan = [
         ({0: 6}),
