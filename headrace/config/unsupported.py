@@ -169,7 +169,9 @@ class LegacyOptions:
     num_scheduler_steps: int = option(1, "Steps planned at once.", minimum=1, moot="steps overlap by themselves")
     multi_step_stream_outputs: bool = option(True, "Stream each of them.", moot="steps overlap by themselves")
     use_v2_block_manager: bool = option(True, "Old choice of block manager.", moot="there is one block manager")
-    disable_async_output_proc: bool = option(False, "Old choice of output handling.", moot="outputs are always handled apart")
+    disable_async_output_proc: bool = option(
+        False, "Old choice of output handling.", moot="outputs are always handled apart"
+    )
     disable_frontend_multiprocessing: bool = option(
         False, "Engine in the API process.", moot="the engine always has its own process"
     )
