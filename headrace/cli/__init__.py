@@ -1,1 +1,1 @@
-"""The command line. Each command is one module; nothing heavy is imported before a command needs it."""
+"""The command line. Each command is a module with ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""

@@ -176,7 +176,8 @@ def parse_size(text: str) -> int:
         raise ValueError(text)
     number, suffix = match.groups()
     power = " kmgt".index(suffix.lower()) if suffix else 0
-    return round(float(number) * (1024 if suffix.isupper() else 1000) ** power)
+    base = 1024 if suffix.isupper() else 1000
+    return round(float(number) * float(base**power))
 
 
 def options_of(groups: dict[str, type]) -> list[Option]:

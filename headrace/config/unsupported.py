@@ -140,6 +140,7 @@ class FeatureOptions:
     )
     enable_prompt_embeds: bool = option(False, "Let prompts be embeddings.", later="prompt embeddings")
     enable_sleep_mode: bool = option(False, "Let the server give its memory back.", later="sleep mode")
+    profile: bool = option(False, "Record profiles on request, as --profiler-config would.", later="profiling")
     profiler_config: dict[str, Any] | None = option(None, "Record profiles on request.", later="profiling")
     otlp_traces_endpoint: str | None = option(None, "Send traces there.", later="OpenTelemetry traces")
     collect_detailed_traces: str | None = option(None, "What to trace.", later="OpenTelemetry traces")

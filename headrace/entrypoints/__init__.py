@@ -1,1 +1,1 @@
-"""Module paths that vLLM's users start servers by; they lead to ``headrace.cli``."""
+"""Module paths that scripts written for vLLM start with ``python -m``."""

@@ -1,0 +1,78 @@
+"""``headrace COMMAND …``: finds the command's module, runs it, and turns every error of ours into one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from headrace import __version__
+from headrace.cli.parser import FlagParser
+from headrace.config import nearest
+from headrace.errors import ConfigError, HeadraceError
+
+COMMANDS = {
+    "serve": "Serve a model over an HTTP API like OpenAI's.",
+    "generate": "Continue prompts, without a server.",
+    "chat": "Chat with a model, in this process or on a server.",
+    "complete": "Let a model continue what you type, in this process or on a server.",
+    "download": "Download a model.",
+    "models": "List the architectures that can be served.",
+    "collect-env": "Describe this machine and its software, for a bug report.",
+}
+USAGE = "usage: headrace COMMAND [ARGUMENT …]"
+SIGINT_EXIT = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code. An error we foresaw is a line on stderr, never a traceback."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(tokens)
+    except HeadraceError as error:
+        sentence = str(error).strip()
+        print(f"headrace: error: {sentence}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return SIGINT_EXIT
+    except BrokenPipeError:  # whoever read our output has gone; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def run(tokens: list[str]) -> int:
+    name = tokens[0] if tokens else "--help"
+    if name in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if name in ("-v", "-V", "--version"):
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} (headrace --help lists all).")
+    command = importlib.import_module(f"headrace.cli.{name.replace('-', '_')}")
+    parser = FlagParser(prog=f"headrace {name}", description=COMMANDS[name])
+    command.add_arguments(parser)
+    code: int = command.run(parser.parse_args(tokens[1:]))
+    return code
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()]
+    return "\n".join(
+        [
+            USAGE,
+            "",
+            "Headrace serves and runs large language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`headrace COMMAND --help` lists a command's arguments; `headrace --version` prints the version.",
+        ]
+    )
+
+
+def console() -> None:
+    """The entry point of the installed ``headrace`` script."""
+    sys.exit(main())

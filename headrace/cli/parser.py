@@ -1,0 +1,212 @@
+"""Command-line syntax: argparse, taught the spellings that vLLM's users write, and to fail in one line.
+
+Owns the flags that the configuration's options become and how ``--config`` files and flags merge; knows no command.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from headrace.config import GROUPS, OPTIONS, SPELLINGS, Config, Option, find_option, nearest
+from headrace.errors import ConfigError
+
+TITLES = {
+    "model": "model",
+    "load": "loading",
+    "cache": "KV cache",
+    "scheduler": "scheduling",
+    "frontend": "text",
+    "server": "server",
+    "parallel": "several devices and hosts",
+    "features": "features still to come (refused until then)",
+    "legacy": "older spellings, and settings that change nothing here",
+}
+ENGINE_GROUPS = tuple(group for group in GROUPS if group != "server")
+PREFIX = "option:"  # of the attributes that hold configuration options among a command's own arguments
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse, but flags may have underscores, JSON options dotted keys, and an error is a ConfigError."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=HelpFormatter, **settings)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        tokens = normalize(sys.argv[1:] if args is None else args)
+        parsed, unknown = super().parse_known_args(tokens, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            if not flag.startswith("-"):
+                self.error(f"unexpected argument {flag!r}")
+            self.error(f"there is no flag {flag}{nearest(flag, self._option_string_actions)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument ").rstrip(".") + f" ({self.prog} --help lists all flags).")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows a flag's value once, not again after each alias."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            positive = [flag for flag in action.option_strings if not flag.startswith("--no-")]
+            return ", ".join(flag.replace("--", "--[no-]", 1) for flag in positive)
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def normalize(tokens: Iterable[str]) -> list[str]:
+    """The same tokens with dashes for underscores in flags, and ``--name.key value`` as ``--name {"key": value}``."""
+    result: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            return [*result, token, *rest]
+        if not re.match(r"--\w", token):
+            result.append(token)
+            continue
+        name, equals, value = token.partition("=")
+        base, dot, path = name.partition(".")
+        base = base.replace("_", "-")
+        if not dot:
+            result.append(base + equals + value)
+            continue
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("-") else "true"
+        result += [base, json.dumps(nested(path.split("."), json_or_text(value)))]
+    return result
+
+
+def json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def nested(keys: Sequence[str], value: Any) -> Any:
+    return {keys[0]: nested(keys[1:], value)} if keys else value
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """``second`` over ``first``, objects inside merged as well."""
+    result = dict(first)
+    for key, value in second.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def add_options(parser: FlagParser, groups: Iterable[str] = tuple(GROUPS)) -> None:
+    """Give ``parser`` the flags of the configuration's ``groups``, the model as its positional, and ``--config``."""
+    parser.usage = "%(prog)s [MODEL] [FLAG …]"
+    parser.add_argument("model_argument", nargs="?", metavar="MODEL", help=OPTIONS["model"].facts.help)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; those on the command line win.")
+    for group in groups:
+        section = parser.add_argument_group(TITLES[group])
+        for option in OPTIONS.values():
+            if option.group == group:
+                add_option(parser, section, option)
+
+
+def add_option(parser: FlagParser, section: Any, option: Option) -> None:
+    facts = option.facts
+    flags = [flag for flag in (option.flag, *facts.aliases) if flag not in parser._option_string_actions]
+    settings: dict[str, Any] = {
+        "dest": PREFIX + option.name,
+        "default": argparse.SUPPRESS,
+        "help": describe(option).replace("%", "%%"),
+    }
+    if option.kind is bool:
+        section.add_argument(*flags, action=argparse.BooleanOptionalAction, **settings)
+        return
+    words = {int: "N", float: "X", dict: "JSON", str: "TEXT", list: "ITEM"}
+    settings["metavar"] = facts.metavar or ("|".join(facts.choices) if facts.choices else words[option.kind])
+    if option.kind is list:
+        section.add_argument(*flags, nargs="+", action="extend", **settings)
+    elif option.kind is dict:
+        section.add_argument(*flags, action="append", **settings)
+    else:
+        section.add_argument(*flags, **settings)
+
+
+def describe(option: Option) -> str:
+    default = option.default
+    return option.facts.help if default in (None, "", [], {}, False) else f"{option.facts.help} [{default}]"
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that the command line sets, by name."""
+    given: dict[str, Any] = {}
+    for attribute, value in vars(arguments).items():
+        if not attribute.startswith(PREFIX):
+            continue
+        option = OPTIONS[attribute.removeprefix(PREFIX)]
+        if option.kind is dict:
+            parts = [option.parse(text) for text in value]
+            value = parts[0]
+            for part in parts[1:]:
+                value = merged(value, part)
+        given[option.name] = value
+    positional = arguments.model_argument
+    if positional is not None:
+        if given.get("model", positional) != positional:
+            raise ConfigError(f"two models are named, {positional} and --model {given['model']}: leave one out.")
+        given["model"] = positional
+    return given
+
+
+def config_from(arguments: argparse.Namespace, **defaults: Any) -> Config:
+    """The configuration that a command's arguments, its ``--config`` file and the environment ask for."""
+    values = {**defaults, **environment()}
+    if arguments.config is not None:
+        values |= read_config_file(arguments.config)
+    return Config.from_kwargs(**values | given_options(arguments))
+
+
+def environment() -> dict[str, Any]:
+    """The options that environment variables set, as vLLM's do; nothing below the command line reads any."""
+    values: dict[str, Any] = {}
+    for name in ("VLLM_API_KEY", "HEADRACE_API_KEY"):
+        if os.environ.get(name):
+            values["api_key"] = [os.environ[name]]
+    if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1":
+        values["allow_long_max_model_len"] = True
+    return values
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The options in a YAML file whose keys are flags without their dashes in front."""
+    import yaml  # takes a while, and few commands need it
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} can't be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path} must hold flags with their values, such as `port: 8000`.")
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key)
+        negated = name.replace("_", "-").removeprefix("no-")
+        if name not in SPELLINGS and negated != name.replace("_", "-") and isinstance(value, bool):
+            name, value = negated, not value
+        try:
+            values[find_option(name).name] = value
+        except ConfigError as error:
+            raise ConfigError(f"in --config {path}, {error}") from None
+    return values
