@@ -120,11 +120,11 @@ def chunked_logits(decoder: Decoder, ids: list[int], other: list[int]) -> tuple[
     """Logits of two rows sharing batches: one prefills in two chunks, then decodes; the other starts and ends apart."""
     runner = PagedRunner(decoder, num_rows=2)
     plan = [
-        ({0: 6}),
-        ({0: len(ids) - 9, 1: len(other) - 3}),
-        ({0: 1, 1: 1}),
-        ({0: 2, 1: 1}),
-        ({1: 1}),
+        {0: 6},
+        {0: len(ids) - 9, 1: len(other) - 3},
+        {0: 1, 1: 1},
+        {0: 2, 1: 1},
+        {1: 1},
     ]
     done: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for counts in plan:
