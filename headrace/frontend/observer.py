@@ -51,4 +51,4 @@ class Observer(Protocol):
         """A request ended, for whatever reason."""
 
     def on_rejected(self, reason: str) -> None:
-        """A request was turned away by the queue limit named ``reason``: max_num_queued_reqs or max_num_queued_tokens."""
+        """A request was turned away; ``reason`` names the limit: max_num_queued_reqs or max_num_queued_tokens."""

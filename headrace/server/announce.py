@@ -1,0 +1,119 @@
+"""What a starting server tells its user: banner, options, progress, and once it is ready how to call it."""
+
+import json
+import logging
+import shlex
+import socket
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fastapi import FastAPI
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
+from rich.table import Table
+
+import headrace
+from headrace.config import Config
+from headrace.types import LedgerEntry, Progress
+
+if TYPE_CHECKING:
+    from headrace.frontend.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+BANNER = """
+  ╲▁▁▁▁▁▁
+  ≋≋≋≋≋≋≋╲▁▁▁▁▁    version {version}
+  ≋≋≋≋≋≋≋≋≋≋≋≋≋╲   model   {model}
+  ▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔
+"""
+GIB = 2**30
+
+
+def announce_start(config: Config) -> None:
+    for line in BANNER.format(version=headrace.__version__, model=config.model.model or "(the default)").splitlines():
+        logger.info("%s", line)
+    logger.info("non-default args: %s", config.non_default())
+
+
+class StartupProgress:
+    """Bars for the stages of start-up on a terminal, log lines elsewhere. A context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._bars = ProgressBars(*columns, console=console) if console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def update(self, progress: Progress) -> None:
+        stage = progress.stage
+        if self._bars is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage)
+            self._bars.update(self._tasks[stage], completed=progress.done, total=progress.total)
+            return
+        if stage not in self._begun:
+            self._begun[stage] = time.monotonic()
+            logger.info("%s ...", stage)
+        if progress.done >= progress.total and self._begun[stage] > 0:
+            logger.info("%s took %.1f s", stage, time.monotonic() - self._begun[stage])
+            self._begun[stage] = 0.0  # reported
+
+
+def announce_ready(config: Config, engine: "AsyncLLM", app: FastAPI, listener: socket.socket, started: float) -> None:
+    """Say where the server is, what it answers and where the start went; the last line means that requests work."""
+    logger.info("Available routes are:")
+    for path, methods in app.state.routes:
+        logger.info("Route: %s, Methods: %s", path, ", ".join(methods))
+    Console(stderr=True).print(ledger_table(engine.info.ledger, time.monotonic() - started))
+    logger.info(
+        "Headrace %s serves %s on %s", headrace.__version__, ", ".join(engine.served_names), url(config, listener)
+    )
+    logger.info("Try it:\n%s", curl_line(config, engine.served_names[0], listener))
+    logging.getLogger("uvicorn.error").info("Application startup complete.")
+
+
+def url(config: Config, listener: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    server = config.server
+    if server.uds is not None:
+        return "http://localhost"
+    scheme = "https" if server.ssl_certfile else "http"
+    host = "localhost" if server.host in (None, "", "0.0.0.0", "::") else str(server.host)
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def curl_line(config: Config, model: str, listener: socket.socket) -> str:
+    """A command that gets a completion from this server."""
+    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
+    words = ["curl", f"{url(config, listener)}/v1/completions", "-H", "Content-Type: application/json"]
+    if config.server.api_key:
+        words += ["-H", "Authorization: Bearer YOUR_KEY"]
+    if config.server.uds is not None:
+        words += ["--unix-socket", config.server.uds]
+    return shlex.join([*words, "-d", json.dumps(body, ensure_ascii=False)])
+
+
+def ledger_table(ledger: list[LedgerEntry], total_seconds: float) -> Table:
+    """Where the seconds and the bytes of start-up went."""
+    table = Table(title="Start-up ledger", title_justify="left")
+    for column, justify in (("stage", "left"), ("seconds", "right"), ("GiB", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for entry in ledger:
+        table.add_row(entry.stage, f"{entry.seconds:.2f}", f"{entry.num_bytes / GIB:.2f}" if entry.num_bytes else "")
+    table.add_row("server ready after", f"{total_seconds:.2f}", "", style="bold")
+    return table

@@ -1,0 +1,196 @@
+"""POST /v1/chat/completions and its /render: a conversation in, the next message out."""
+
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.frontend.chat import content_texts, render_chat
+from headrace.server.context import Context, context_of
+from headrace.server.generate import as_generate_request
+from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
+from headrace.server.logprobs import chat_logprobs, token_namer
+from headrace.server.protocol import ChatFields, ChatRequest
+from headrace.server.responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    Usage,
+    json_response,
+    prompt_logprobs_of,
+)
+from headrace.server.routing import new_router
+from headrace.server.sampling import chat_params
+from headrace.server.sse import EventStream, event
+from headrace.types import CompletionOutput, RequestOutput
+
+router = new_router()
+
+
+@router.post("/v1/chat/completions", tags=["generate"])
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    return await chat(body, request)
+
+
+@router.post("/v1/chat/completions/render", tags=["tokens"])
+async def render_chat_completion(body: ChatRequest, request: Request) -> Response:
+    context = context_of(request)
+    job, _ = await admit_chat(context, request, body)
+    return json_response(as_generate_request(context, body, job, job.prompts[0]))
+
+
+async def chat(body: ChatRequest, request: Request) -> Response:
+    context = context_of(request)
+    job, prompt_text = await admit_chat(context, request, body)
+    writer = ChatWriter(context, body, job, prompt_text)
+    if body.stream:
+        return EventStream(writer.stream(context), context.config.server.sse_keep_alive_interval)
+    (output,) = await final_outputs(context, request, job)
+    return json_response(writer.completion(output, context.system_fingerprint))
+
+
+async def admit_chat(context: Context, request: Request, body: ChatRequest) -> tuple[Job, str]:
+    """The job and the prompt's text."""
+    check_body(context, body)
+    if body.tools and body.tool_choice != "none":
+        message = 'Tool calls are not supported by this server yet; leave `tools` out or set tool_choice to "none".'
+        raise RequestError(message, "tools")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise RequestError("tool_choice asks for a tool call, but tool calls are not supported yet.", "tool_choice")
+    params = chat_params(body, context.config, context.engine.info.default_sampling)
+    prompt_text = await rendered(context, body)
+    job = await admit(
+        context,
+        request,
+        body,
+        "chatcmpl",
+        [prompt_text],
+        params,
+        add_special_tokens=body.add_special_tokens,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+    )
+    return job, prompt_text
+
+
+async def rendered(context: Context, body: ChatFields) -> str:
+    """The conversation of ``body`` as prompt text."""
+    options = context.config.frontend
+    if body.chat_template is not None and not options.trust_request_chat_template:
+        message = "A request may bring its own chat_template only if the server has --trust-request-chat-template."
+        raise RequestError(message, "chat_template")
+    kwargs = {**options.default_chat_template_kwargs, **(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        kwargs["reasoning_effort"] = body.reasoning_effort
+
+    def render() -> str:
+        return render_chat(
+            context.engine.tokenizer,
+            body.messages,
+            chat_template=body.chat_template or context.chat_template,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+            content_format=options.chat_template_content_format,
+            template_kwargs=kwargs,
+            tools=body.tools,
+            documents=body.documents,
+        )
+
+    return await context.in_thread("Rendering the chat template", render)
+
+
+class ChatWriter:
+    """Turns a chat's outputs into its answer: one body, or the chunks of a stream."""
+
+    def __init__(self, context: Context, body: ChatRequest, job: Job, prompt_text: str):
+        self.counter = TokenCounter(context, body)
+        self._body = body
+        self._job = job
+        self._name = token_namer(context, body)
+        self._prompt_text: str | UnsetType = prompt_text if body.return_prompt_text else UNSET
+        last = body.messages[-1]
+        self._role = "assistant" if body.add_generation_prompt else str(last["role"])
+        echoed = body.echo and last["role"] == self._role
+        self._echo = "\n".join(content_texts(last.get("content"))) if echoed else ""
+
+    def completion(self, output: RequestOutput, system_fingerprint: str) -> ChatCompletion:
+        self.counter.add(0, output)
+        ids_wanted = bool(self._body.return_token_ids)
+        choices = [
+            ChatChoice(
+                index=sequence.index,
+                message=ChatMessage(role=self._role, content=self._echo + sequence.text),
+                logprobs=self._logprobs(sequence),
+                finish_reason=sequence.finish_reason,
+                stop_reason=sequence.stop_reason,
+                token_ids=list(sequence.token_ids) if ids_wanted else None,
+            )
+            for sequence in output.outputs
+        ]
+        return ChatCompletion(
+            id=self._job.id,
+            created=self._job.created,
+            model=self._job.model,
+            choices=choices,
+            system_fingerprint=system_fingerprint,
+            usage=self.counter.usage(),
+            prompt_logprobs=prompt_logprobs_of(output.prompt_logprobs),
+            prompt_token_ids=self._job.prompts[0] if ids_wanted else None,
+            prompt_text=self._prompt_text,
+        )
+
+    async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
+        """A chunk naming the role for each sequence, then its text as it comes; usage last where it is wanted."""
+        counter = self.counter
+        begun = False
+        async for _, output in merged_outputs(context, self._job):
+            counter.add(0, output)
+            usage = counter.running_usage()
+            data = b"" if begun else b"".join(map(event, self._opening(usage)))
+            begun = True
+            for sequence in output.outputs:
+                if sequence.text or sequence.finish_reason or self._body.return_token_ids or self._body.logprobs:
+                    data += event(self._chunk(self._choice(sequence), usage))
+            if data:
+                yield data
+        if counter.at_end:
+            yield event(self._chunk(None, counter.usage()))
+
+    def _opening(self, usage: Usage | UnsetType) -> list[ChatChunk]:
+        chunks = []
+        for index in range(self._job.params.n):
+            delta = ChatDelta(role=self._role, content="")
+            chunk = self._chunk(ChatChunkChoice(index=index, delta=delta), usage)
+            if self._body.return_token_ids:
+                chunk.prompt_token_ids = self._job.prompts[0]
+            chunk.prompt_text = self._prompt_text
+            chunks.append(chunk)
+        if self._echo:
+            delta = ChatDelta(content=self._echo)
+            chunks += [self._chunk(ChatChunkChoice(index=i, delta=delta), usage) for i in range(self._job.params.n)]
+        return chunks
+
+    def _choice(self, sequence: CompletionOutput) -> ChatChunkChoice:
+        return ChatChunkChoice(
+            index=sequence.index,
+            delta=ChatDelta(content=sequence.text),
+            logprobs=self._logprobs(sequence),
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason if sequence.finish_reason else UNSET,
+            token_ids=list(sequence.token_ids) if self._body.return_token_ids else UNSET,
+        )
+
+    def _chunk(self, choice: ChatChunkChoice | None, usage: Usage | UnsetType) -> ChatChunk:
+        job = self._job
+        choices = [] if choice is None else [choice]
+        return ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
+
+    def _logprobs(self, sequence: CompletionOutput) -> ChatLogprobs | None:
+        if sequence.logprobs is None:
+            return None
+        return chat_logprobs(sequence.token_ids, sequence.logprobs, self._body.top_logprobs or 0, self._name)

@@ -1,0 +1,123 @@
+"""The one error body of every route, in OpenAI's shape, and which exception becomes which HTTP status.
+
+Knows the errors of ``headrace.errors`` and FastAPI's; does not know routes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from headrace.errors import (
+    EngineDeadError,
+    HeadraceError,
+    QueueFullError,
+    RequestError,
+    ShuttingDownError,
+)
+from headrace.server.protocol import UNION_TAGS
+
+TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "RequestTooLargeError",
+    429: "RateLimitError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+}
+CLIENT_GONE = 499  # the status that proxies log for a client that left; nobody receives it
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorBody(msgspec.Struct):
+    error: ErrorDetail
+
+
+class GenerationError(HeadraceError):
+    """The engine failed this one request (HTTP 500)."""
+
+
+class ClientDisconnected(HeadraceError):
+    """The client closed its connection before the answer was ready; there is nobody to answer."""
+
+
+def error_body(status: int, message: str, param: str | None = None) -> ErrorBody:
+    return ErrorBody(ErrorDetail(message, TYPES.get(status, f"HTTP{status}Error"), param, status))
+
+
+def error_response(
+    status: int, message: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    content = msgspec.json.encode(error_body(status, message, param))
+    return Response(content, status, headers, "application/json")
+
+
+def describe(error: Exception) -> tuple[int, str, str | None]:
+    """(HTTP status, message, param) of any exception; an unexpected one's text is not shown to the client."""
+    match error:
+        case RequestError():
+            return error.status, str(error), error.param
+        case QueueFullError():
+            return 429, str(error), None
+        case ShuttingDownError() | EngineDeadError():
+            return 503, str(error), None
+        case GenerationError():
+            return 500, str(error), None
+        case RequestValidationError():
+            message, param = invalid_field([e | {"loc": e["loc"][1:]} for e in error.errors()])
+            return 400, message, param
+        case ValidationError():
+            message, param = invalid_field(error.errors(include_url=False))
+            return 400, message, param
+        case HTTPException():
+            return error.status_code, str(error.detail), None
+    return 500, "The server failed while handling this request; its log says why.", None
+
+
+def invalid_field(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """(sentence, field) of pydantic's first complaint; its location is a path into the body, as (name, index, ...)."""
+    first = errors[0]
+    if not first["loc"]:
+        return "The body must be a JSON object.", None
+    location = [str(part) for part in first["loc"] if part not in UNION_TAGS]
+    path = ".".join(location)
+    if first["type"] == "missing":
+        return f"{path} is required.", location[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{path} is invalid: {reason[0].lower()}{reason[1:].rstrip('.')}.", location[0]
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` in one shape."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        status, message, param = describe(error)
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        if isinstance(error, QueueFullError):
+            headers["Retry-After"] = str(error.retry_after)
+        if status == 404 and isinstance(error, HTTPException):
+            message = f"There is no route {request.method} {request.url.path}; /docs lists the routes."
+        elif status == 405:
+            message = f"{request.url.path} does not answer {request.method} requests, only {headers.get('Allow', '')}."
+        return error_response(status, message, param, headers)
+
+    async def client_gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    for kind in (HeadraceError, RequestValidationError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(ClientDisconnected, client_gone)

@@ -1,0 +1,194 @@
+"""What the generating routes share: admitting a request, running its prompts, and counting its tokens.
+
+Knows AsyncLLM and its outputs; does not know any route's bodies.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+
+from headrace.errors import RequestError
+from headrace.server.context import Context
+from headrace.server.errors import GenerationError
+from headrace.server.protocol import ModelField, StreamFields
+from headrace.server.refusals import refuse_unsupported
+from headrace.server.responses import PromptTokensDetails, Usage
+from headrace.server.sse import answer, cancelled
+from headrace.types import MAX_N, RequestOutput, SamplingParams
+
+logger = logging.getLogger(__name__)
+NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One admitted request: its prompts are tokenized and every check has passed, and nothing is queued yet."""
+
+    id: str
+    created: int  # unix seconds
+    model: str  # the name to answer under
+    prompts: list[list[int]]
+    params: SamplingParams
+    priority: int
+    cache_salt: str | None
+
+
+def check_body(context: Context, body: ModelField) -> None:
+    """Raise RequestError if ``body`` names another model or asks for what is not served."""
+    context.served_model(body.model)
+    refuse_unsupported(body)
+
+
+async def admit(
+    context: Context,
+    request: Request,
+    body: StreamFields,
+    prefix: str,
+    prompts: Sequence[str | list[int]],
+    params: SamplingParams,
+    *,
+    add_special_tokens: bool = False,
+    truncate_prompt_tokens: int | None = None,
+) -> Job:
+    """Tokenize and check the prompts of a request; raises what AsyncLLM.prepare raises, and RequestError."""
+    if len(prompts) * params.n > MAX_N:
+        raise RequestError(f"{len(prompts)} prompts × n={params.n} is more than {MAX_N} sequences.", "n")
+    prepare = context.engine.prepare
+    tokens = [
+        await prepare(
+            prompt, params, add_special_tokens=add_special_tokens, truncate_prompt_tokens=truncate_prompt_tokens
+        )
+        for prompt in prompts
+    ]
+    job = Job(
+        id=new_id(prefix, request.headers.get("x-request-id") or body.request_id),
+        created=int(time.time()),
+        model=context.served_model(body.model),
+        prompts=tokens,
+        params=params,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+    )
+    if context.config.server.enable_log_requests:
+        logger.info("Received request %s: prompt tokens: %s, params: %s", job.id, [len(t) for t in tokens], params)
+    return job
+
+
+def new_id(prefix: str, label: str | None = None) -> str:
+    """A new id; the caller's ``label`` is only shown in it, so nobody can choose another's id."""
+    label = NOT_IN_LABELS.sub("", label or "")[:64]
+    return "-".join(part for part in (prefix, label, secrets.token_hex(8)) if part)
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+def start(context: Context, job: Job, prompt: int) -> AsyncGenerator[RequestOutput, None]:
+    """The outputs of one prompt of a job; closing the iterator aborts it."""
+    request_id = job.id if len(job.prompts) == 1 else f"{job.id}-{prompt}"
+    return context.engine.generate(
+        job.prompts[prompt], job.params, request_id, priority=job.priority, cache_salt=job.cache_salt
+    )
+
+
+async def final_outputs(context: Context, request: Request, job: Job) -> list[RequestOutput]:
+    """The last output of each prompt; everything is aborted if the client leaves or one prompt fails."""
+
+    async def last(prompt: int) -> RequestOutput:
+        async with aclosing(start(context, job, prompt)) as outputs:
+            async for output in outputs:
+                check_output(output)
+        return output
+
+    async def every() -> list[RequestOutput]:
+        tasks = [asyncio.ensure_future(last(prompt)) for prompt in range(len(job.prompts))]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                await cancelled(task)
+
+    return await answer(request, every())
+
+
+async def merged_outputs(context: Context, job: Job) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """(prompt index, output) of all prompts as they come."""
+    if len(job.prompts) == 1:
+        async with aclosing(start(context, job, 0)) as outputs:
+            async for output in outputs:
+                yield 0, check_output(output)
+        return
+    ready: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(maxsize=len(job.prompts))
+
+    async def pump(prompt: int) -> None:
+        try:
+            async with aclosing(start(context, job, prompt)) as outputs:
+                async for output in outputs:
+                    await ready.put((prompt, check_output(output)))
+            await ready.put(None)
+        except Exception as error:
+            await ready.put(error)
+
+    tasks = [asyncio.ensure_future(pump(prompt)) for prompt in range(len(job.prompts))]
+    try:
+        running = len(tasks)
+        while running:
+            item = await ready.get()
+            if isinstance(item, Exception):
+                raise item
+            elif item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            await cancelled(task)
+
+
+def check_output(output: RequestOutput) -> RequestOutput:
+    """Raise GenerationError if the engine gave up on a sequence."""
+    if any(sequence.finish_reason == "error" for sequence in output.outputs):
+        raise GenerationError("The engine failed on this request; the server's log says why.")
+    return output
+
+
+# -- usage ----------------------------------------------------------------------------------------------------------
+
+
+class TokenCounter:
+    """Counts the tokens of a request's prompts and sequences as outputs come."""
+
+    def __init__(self, context: Context, body: StreamFields):
+        options, server = body.stream_options, context.config.server
+        forced = server.enable_force_include_usage
+        self.at_end = forced or bool(options and options.include_usage)
+        self.continuous = forced or bool(self.at_end and options and options.continuous_usage_stats)
+        self._with_details = server.enable_prompt_tokens_details
+        self._prompt_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}
+        self._completion_tokens = 0
+
+    def add(self, prompt: int, output: RequestOutput, *, count_completion: bool = True) -> None:
+        """``output`` holds the tokens that are new since the last one of this prompt."""
+        self._prompt_tokens[prompt] = len(output.prompt_token_ids)
+        if output.num_cached_tokens is not None:
+            self._cached_tokens[prompt] = output.num_cached_tokens
+        if count_completion:
+            self._completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
+
+    def usage(self) -> Usage:
+        prompt_tokens = sum(self._prompt_tokens.values())
+        details = PromptTokensDetails(sum(self._cached_tokens.values())) if self._with_details else None
+        return Usage(prompt_tokens, prompt_tokens + self._completion_tokens, self._completion_tokens, details)
+
+    def running_usage(self) -> Usage | UnsetType:
+        return self.usage() if self.continuous else UNSET

@@ -1,0 +1,104 @@
+"""The small routes: models, health, version, load, metrics, and /invocations, which hands on to chat or completions."""
+
+import secrets
+from typing import Any
+
+from fastapi import Request
+from prometheus_client.exposition import choose_encoder
+from starlette.responses import Response
+
+import headrace
+from headrace.errors import RequestError
+from headrace.server.chat import chat
+from headrace.server.completions import complete
+from headrace.server.context import Context, context_of
+from headrace.server.errors import error_response
+from headrace.server.protocol import ChatRequest, CompletionRequest
+from headrace.server.responses import json_response
+from headrace.server.routing import new_router
+
+router = new_router()
+
+
+@router.get("/health", tags=["server"])
+async def health(request: Request) -> Response:
+    """200 while the engine works; 503 with the reason if it is dead, hangs or drains. Queues nothing."""
+    context = context_of(request)
+    reason = "The server is shutting down." if context.draining else context.engine.health()
+    return Response() if reason is None else error_response(503, reason)
+
+
+@router.api_route("/ping", methods=["GET", "POST"], tags=["server"], operation_id="ping")
+async def ping(request: Request) -> Response:
+    """The same as /health."""
+    return await health(request)
+
+
+@router.get("/version", tags=["server"])
+async def version() -> Response:
+    return json_response({"version": headrace.__version__})
+
+
+@router.get("/load", tags=["server"])
+async def load(request: Request) -> Response:
+    """Unfinished requests, if the server tracks its load; else 0."""
+    context = context_of(request)
+    tracked = context.config.server.enable_server_load_tracking
+    return json_response({"server_load": context.engine.num_unfinished if tracked else 0})
+
+
+@router.get("/metrics", tags=["server"])
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics; docs/metrics.md lists them."""
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(context_of(request).registry), media_type=content_type)
+
+
+@router.get("/v1/models", tags=["models"])
+async def models(request: Request) -> Response:
+    context = context_of(request)
+    cards = [model_card(context, name) for name in context.engine.served_names]
+    return json_response({"object": "list", "data": cards})
+
+
+@router.get("/v1/models/{name:path}", tags=["models"])
+async def model(name: str, request: Request) -> Response:
+    context = context_of(request)
+    return json_response(model_card(context, context.served_model(name)))
+
+
+def model_card(context: Context, name: str) -> dict[str, Any]:
+    permission = {
+        "id": f"modelperm-{secrets.token_hex(8)}",
+        "object": "model_permission",
+        "created": context.started,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": name,
+        "object": "model",
+        "created": context.started,
+        "owned_by": "headrace",
+        "root": context.config.model.model or name,
+        "parent": None,
+        "max_model_len": context.engine.info.max_model_len,
+        "permission": [permission],
+    }
+
+
+@router.post("/invocations", tags=["generate"])
+async def invocations(body: dict[str, Any], request: Request) -> Response:
+    """SageMaker's one route: a body with messages is a chat, one with a prompt a completion."""
+    if "messages" in body:
+        return await chat(ChatRequest.model_validate(body), request)
+    if "prompt" in body:
+        return await complete(CompletionRequest.model_validate(body), request)
+    raise RequestError("The body needs messages (a chat) or a prompt (a completion).")

@@ -1,0 +1,217 @@
+"""`headrace serve`: from a configuration to a running server and to its end, which is the process's exit code.
+
+Owns the order of start-up (port, engine, routes, "ready"), signals, draining and what follows the engine's death.
+Does not know what routes do.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from headrace import logs
+from headrace.config import Config, ServerOptions
+from headrace.errors import ConfigError, EngineDeadError
+from headrace.frontend.async_llm import AsyncLLM
+from headrace.server.announce import StartupProgress, announce_ready, announce_start
+from headrace.server.app import build_app
+from headrace.server.context import Context
+from headrace.server.metrics import Metrics
+from headrace.server.stats_log import StatsLog
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 2  # that open connections get for their last bytes once everything has ended
+FAREWELL_SECONDS = 3.0  # that a server whose engine died still answers, with 503s
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_server(config: Config) -> int:
+    """Serve until a signal or the engine's death; returns the exit code.
+
+    Raises ConfigError for options or a model that can't be used.
+    """
+    started = time.monotonic()
+    logs.configure(config.server.uvicorn_log_level, config.server.log_config_file)
+    announce_start(config)
+    check_tls(config.server)
+    listener = bind(config.server)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(config, listener, started))
+    finally:
+        listener.close()
+
+
+def bind(server: ServerOptions) -> socket.socket:
+    """The socket to serve on, taken before anything slow happens; ConfigError if it can't be had."""
+    address: str | tuple[str, int]
+    if server.uds is not None:
+        family, address, where = socket.AF_UNIX, server.uds, f"--uds {server.uds}"
+    else:
+        host = server.host or ""
+        family, address = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, server.port)
+        where = f"--port {server.port}" + (f" of --host {host}" if host else "")
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if family != socket.AF_UNIX:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"Can't listen on {where}: {error.strerror or error}; choose another one.") from None
+    return listener
+
+
+def check_tls(server: ServerOptions) -> None:
+    """Find out now, and not when the model is loaded, that a certificate can't be read."""
+    if server.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(server.ssl_certfile, server.ssl_keyfile)
+        if server.ssl_ca_certs is not None:
+            context.load_verify_locations(server.ssl_ca_certs)
+    except OSError as error:
+        raise ConfigError(f"--ssl-certfile, --ssl-keyfile or --ssl-ca-certs can't be used: {error}.") from None
+
+
+# -- start ----------------------------------------------------------------------------------------------------------
+
+
+async def serve(config: Config, listener: socket.socket, started: float) -> int:
+    stop = asyncio.Event()
+    on_signal(stop.set)
+    engine = await start_engine(config, stop)
+    if engine is None:
+        logger.info("Stopped by a signal before the server was ready.")
+        return 0
+    try:
+        return await serve_engine(config, engine, listener, stop, started)
+    except EngineDeadError as error:
+        logger.error("The engine died: %s", error)
+        return 1
+    finally:
+        await engine.shutdown()
+
+
+async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
+    """A ready engine; None if ``stop`` was set before."""
+    with StartupProgress() as progress:
+        starting = asyncio.ensure_future(AsyncLLM.start(config, progress.update))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            return None
+        return starting.result()
+
+
+async def serve_engine(
+    config: Config, engine: AsyncLLM, listener: socket.socket, stop: asyncio.Event, started: float
+) -> int:
+    """Answer requests until the engine dies (1) or a signal has come and the work is drained (0)."""
+    registry, statistics = observe(config, engine)
+    app = build_app(config, engine, registry)
+    context: Context = app.state.context
+    http = HttpServer(
+        uvicorn_config(config.server, app), lambda: announce_ready(config, engine, app, listener, started)
+    )
+    serving = asyncio.ensure_future(http.serve([listener]))
+    dead = asyncio.ensure_future(engine.wait_dead())
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({serving, dead, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not dead.done():
+            await drain(context, config.server.shutdown_timeout)
+        if dead.done():
+            logger.error("The engine died: %s Exiting.", dead.result())
+            await asyncio.sleep(FAREWELL_SECONDS)
+        await engine.shutdown()
+        http.should_exit = True
+        await serving
+        return 1 if dead.done() else 0
+    finally:
+        for task in (statistics, dead, stopping):
+            task.cancel()
+        context.close()
+
+
+def observe(config: Config, engine: AsyncLLM) -> tuple[CollectorRegistry, "asyncio.Future[None]"]:
+    """Attach the metrics and the periodic log line to the engine; returns the registry and the log's task."""
+    if config.server.disable_log_stats:
+        return CollectorRegistry(), asyncio.ensure_future(asyncio.sleep(0))
+    metrics, log = Metrics(config, engine.info, engine.served_names[0]), StatsLog()
+    engine.observers += [metrics, log]
+    return metrics.registry, asyncio.ensure_future(log.run())
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers; calls ``on_ready`` once connections are accepted."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]):
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+def uvicorn_config(server: ServerOptions, app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=not server.disable_uvicorn_access_log,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+        ssl_keyfile=server.ssl_keyfile,
+        ssl_certfile=server.ssl_certfile,
+        ssl_ca_certs=server.ssl_ca_certs,
+        ssl_cert_reqs=server.ssl_cert_reqs,
+    )
+
+
+# -- end ------------------------------------------------------------------------------------------------------------
+
+
+async def drain(context: Context, timeout: float) -> None:
+    """Refuse new requests and give running ones ``timeout`` seconds to finish; a second signal ends the wait."""
+    engine = context.engine
+    context.draining = True
+    engine.start_draining()
+    if not engine.num_unfinished or timeout <= 0:
+        return
+    logger.info("Shutting down: %d running requests get %g s to finish.", engine.num_unfinished, timeout)
+    hurry = asyncio.Event()
+    on_signal(hurry.set)
+    hurrying = asyncio.ensure_future(hurry.wait())
+    idle = asyncio.ensure_future(engine.wait_idle(timeout))
+    await asyncio.wait({idle, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (idle, hurrying):
+        task.cancel()
+    if engine.num_unfinished:
+        logger.warning("%d requests did not finish in time and are aborted.", engine.num_unfinished)
+
+
+def on_signal(action: Callable[[], None]) -> None:
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, action)

@@ -1,0 +1,163 @@
+"""The request bodies of the generating routes, as pydantic models; types only, the ranges are SamplingParams' to check.
+
+A field that is null counts as not given. Unknown fields are kept: ``refusals`` names those that must not be ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
+
+INT32 = 2**31
+TokenId = Annotated[int, Field(ge=0, lt=INT32)]
+Count = Annotated[int, Field(ge=-INT32, lt=INT32)]
+MAX_PROMPTS = 1024  # of one completion request
+MAX_STOP_STRINGS = 4
+UNION_TAGS = ("[text]", "[chat]")  # pydantic puts a body's tag into the location of an error
+
+
+def listed(value: Any) -> Any:
+    """One string as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def check_prompt(value: Any) -> list[str | list[int]]:
+    """A text, token ids, or a list of either, as a list of prompts."""
+    if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("a prompt must be a text, a list of token ids, or a list of either that is not empty")
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"one request may hold at most {MAX_PROMPTS} prompts, got {len(value)}")
+    for prompt in value:
+        if not isinstance(prompt, str) and not is_token_ids(prompt):
+            raise ValueError("each prompt must be a text or a list of token ids (integers from 0)")
+    return value
+
+
+def is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and 0 <= token < INT32 for token in value)
+
+
+StringList = Annotated[list[str], BeforeValidator(listed)]
+Prompts = Annotated[
+    list[str | list[int]],
+    PlainValidator(check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ModelField(BaseModel):
+    """A body that may name the model."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str | None = None
+
+
+class StreamFields(ModelField):
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    priority: Count | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    request_id: str | None = None
+
+
+class SamplingFields(StreamFields):
+    """What completions and chats have in common; names and defaults are OpenAI's and vLLM's."""
+
+    n: Count | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Annotated[StringList, Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    prompt_logprobs: Count | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=INT32)] | None = None
+    echo: bool | None = None
+    vllm_xargs: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    max_tokens: Count | None = 16
+    logprobs: Count | None = None
+    add_special_tokens: bool = True
+
+
+class ChatFields(ModelField):
+    """A conversation and how its template renders it."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatRequest(ChatFields, SamplingFields):
+    """POST /v1/chat/completions"""
+
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    return_prompt_text: bool | None = None
+
+
+class GenerateRequest(StreamFields):
+    """POST /inference/v1/generate: token ids in, token ids (or text) out."""
+
+    token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    sampling_params: dict[str, Any] = {}
+    output_mode: Literal["tokens", "text"] = "tokens"
+
+
+class TokenizeRequest(ModelField):
+    """POST /tokenize with a text."""
+
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatRequest(ChatFields):
+    """POST /tokenize with a conversation."""
+
+    return_token_strs: bool = False
+
+
+TokenizeBody = Annotated[
+    Annotated[TokenizeRequest, Tag(UNION_TAGS[0])] | Annotated[TokenizeChatRequest, Tag(UNION_TAGS[1])],
+    Discriminator(lambda body: UNION_TAGS[isinstance(body, dict) and "messages" in body]),
+]
+
+
+class DetokenizeRequest(ModelField):
+    """POST /detokenize"""
+
+    tokens: list[TokenId]

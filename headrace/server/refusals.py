@@ -1,0 +1,53 @@
+"""Request fields that mean something elsewhere and are not served here: each is refused, never ignored.
+
+A field passes if it is absent, null, false, empty or has the value that asks for nothing. Owns the table; knows
+nothing about routes.
+"""
+
+from typing import Any
+
+from headrace.errors import RequestError
+from headrace.server.protocol import ModelField
+
+LATER = "`{name}` is not supported by this server yet; leave it out."
+STRUCTURED = "Structured outputs are not supported by this server yet, so `{name}` can't be honoured; leave it out."
+TEXT_ONLY = "This server takes and gives text only; leave `{name}` out."
+
+# field -> (a value that asks for nothing, the sentence of refusal)
+REFUSED: dict[str, tuple[Any, str]] = {
+    "suffix": (None, "`suffix` is refused: the models served here write on, they do not fill in a middle."),
+    "best_of": (1, "`best_of` was removed from the API; ask for `n` sequences and choose among them."),
+    "use_beam_search": (False, "Beam search is not supported; sample `n` sequences instead of `use_beam_search`."),
+    "length_penalty": (1.0, "`length_penalty` belongs to beam search, which is not supported."),
+    "response_format": ({"type": "text"}, STRUCTURED),
+    "structured_outputs": (None, STRUCTURED),
+    "guided_json": (None, STRUCTURED),
+    "guided_regex": (None, STRUCTURED),
+    "guided_choice": (None, STRUCTURED),
+    "guided_grammar": (None, STRUCTURED),
+    "functions": (None, "`functions` was replaced by `tools` in the API, and tool calls are not supported yet."),
+    "function_call": ("none", "`function_call` was replaced by `tool_choice`, and tool calls are not supported yet."),
+    "modalities": (["text"], TEXT_ONLY),
+    "audio": (None, TEXT_ONLY),
+    "mm_processor_kwargs": (None, TEXT_ONLY),
+    "media_io_kwargs": (None, TEXT_ONLY),
+    "features": (None, TEXT_ONLY),
+    "prompt_embeds": (None, "Prompts as embeddings are not supported; send text or token ids, not `prompt_embeds`."),
+    "web_search_options": (None, LATER),
+    "prediction": (None, LATER),
+    "truncation_side": ("left", "Prompts are truncated on the left only; leave `truncation_side` out."),
+    "stream_interval": (1, "`stream_interval` is an option of the server (--stream-interval), not of a request."),
+    "thinking_token_budget": (None, LATER),
+    "repetition_detection": (None, LATER),
+    "logprob_token_ids": (None, LATER),
+    "return_token_offsets": (False, LATER),
+    "kv_transfer_params": (None, LATER),
+    "ec_transfer_params": (None, LATER),
+}
+
+
+def refuse_unsupported(body: ModelField) -> None:
+    """Raise RequestError for the first field of ``body`` that asks for what is not served."""
+    for name, value in (body.model_extra or {}).items():
+        if name in REFUSED and value and value != REFUSED[name][0]:
+            raise RequestError(REFUSED[name][1].format(name=name), name)

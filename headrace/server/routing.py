@@ -1,0 +1,115 @@
+"""What happens to every request once it is routed: API key, media type, body size and JSON, in this order.
+
+Being part of the route itself, the guard sees the route that answers and not a path to be parsed a second time. Every
+route of the server must be a ``GuardedRoute``; owns no route and knows no schema.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.server.context import Context, context_of
+
+ALWAYS_OPEN = frozenset({"/health", "/ping"})
+
+
+def new_router() -> APIRouter:
+    """A router whose routes are all guarded."""
+    return APIRouter(route_class=GuardedRoute)
+
+
+def key_accepted(authorization: str | None, keys: Sequence[str]) -> bool:
+    """Whether an ``Authorization`` header carries one of ``keys``; the time taken tells nothing about any key."""
+    scheme, _, given = (authorization or "").partition(" ")
+    digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
+    accepted = False
+    for key in keys:
+        accepted |= hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
+    return accepted and scheme.lower() == "bearer"
+
+
+class JsonRequest(Request):
+    """A request whose body is bounded and must be standard JSON (no NaN, no lone surrogates)."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            limit = context_of(self).config.server.max_request_bytes
+            too_large = HTTPException(
+                413, f"The body is larger than the {limit:,} bytes that --max-request-bytes allows."
+            )
+            declared = self.headers.get("content-length", "0")
+            if declared.isdecimal() and int(declared) > limit:
+                raise too_large
+            body = bytearray()
+            async for chunk in self.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+            self._body = bytes(body)
+        return self._body
+
+    async def json(self) -> Any:
+        try:
+            return msgspec.json.decode(await self.body())
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise HTTPException(400, f"The body is not valid JSON: {error}.") from None
+        except RecursionError:
+            raise HTTPException(400, "The body is nested too deeply.") from None
+
+
+class GuardedRoute(APIRoute):
+    """A route that asks for an API key, where one is configured, before it reads anything."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            self.check_key(request, context_of(request))
+            if self.body_field is not None:
+                check_media_type(request)
+            return await handler(JsonRequest(request.scope, request.receive))
+
+        return handle
+
+    def check_key(self, request: Request, context: Context) -> None:
+        server = context.config.server
+        if not server.api_key or self.path in ALWAYS_OPEN or (self.path == "/metrics" and not server.protect_metrics):
+            return
+        if not key_accepted(request.headers.get("authorization"), server.api_key):
+            message = "This server needs an API key: send the header 'Authorization: Bearer <key>' with a valid one."
+            raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+
+
+def check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(
+            400, "Unsupported Media Type: Only 'application/json' is allowed; send it as the Content-Type header."
+        )
+
+
+class RequestIdHeader:
+    """ASGI middleware: answers carry the caller's ``X-Request-Id``, or a new one."""
+
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str]):
+        self.app = app
+        self.new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = dict(scope["headers"]).get(b"x-request-id")
+                MutableHeaders(scope=message)["X-Request-Id"] = given.decode("latin-1") if given else self.new_id()
+            await send(message)
+
+        await self.app(scope, receive, send_with_id if scope["type"] == "http" else send)

@@ -1,0 +1,92 @@
+"""From request fields to SamplingParams: the one conversion that every generating route uses.
+
+Owns the defaults (the model's generation config, then the API's); the ranges are SamplingParams' own.
+"""
+
+from typing import Any
+
+import msgspec
+
+from headrace.config import Config
+from headrace.errors import RequestError
+from headrace.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
+from headrace.types import OutputKind, SamplingParams
+
+# Request fields that carry over under their own name; null means "not given".
+COPIED = (
+    *("n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias"),
+    *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
+    "prompt_logprobs",
+)
+
+
+def completion_params(body: CompletionRequest, config: Config, defaults: dict[str, Any]) -> SamplingParams:
+    """Echoing with ``max_tokens`` 0 asks for the prompt alone; the engine generates at least one token for it."""
+    prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    max_tokens = 1 if echo_only(body) else body.max_tokens
+    return build(body, config, defaults, max_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
+
+
+def echo_only(body: CompletionRequest) -> bool:
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def chat_params(body: ChatRequest, config: Config, defaults: dict[str, Any]) -> SamplingParams:
+    """Without ``max_tokens`` an answer may fill the model's length."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return build(body, config, defaults, max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
+
+
+def generate_params(body: GenerateRequest, config: Config) -> SamplingParams:
+    """The body carries SamplingParams itself; nothing is filled in. A null ``max_tokens`` has no limit."""
+    given = {name: value for name, value in body.sampling_params.items() if value is not None or name == "max_tokens"}
+    try:
+        params = msgspec.convert(given, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, RequestError):  # a value out of range, found by SamplingParams
+            raise error.__cause__ from None
+        raise RequestError(f"sampling_params is invalid: {error}.", "sampling_params") from None
+    return checked(body, config, params, output_kind_of(body))
+
+
+def build(
+    body: SamplingFields,
+    config: Config,
+    defaults: dict[str, Any],
+    max_tokens: int | None,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    given = {name: value for name in COPIED if (value := getattr(body, name)) is not None}
+    given |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "extra_args": body.vllm_xargs}
+    given["max_tokens"] = defaults.get("max_tokens") if max_tokens is None else max_tokens
+    return checked(body, config, SamplingParams(**(defaults | given)), output_kind_of(body))
+
+
+def checked(body: StreamFields, config: Config, params: SamplingParams, kind: OutputKind) -> SamplingParams:
+    """``params`` with its output kind, after the checks that need the server's options."""
+    for name in ("logprobs", "prompt_logprobs"):
+        wanted, most = getattr(params, name), config.model.max_logprobs
+        if wanted is not None and most != -1 and (wanted > most or wanted == -1):
+            field = "top_logprobs" if name == "logprobs" and isinstance(body, ChatRequest) else name
+            raise RequestError(f"{field} may be at most {most} (--max-logprobs), got {wanted}.", field)
+    if body.stream and isinstance(body, SamplingFields) and body.prompt_logprobs:
+        raise RequestError("prompt_logprobs are not available with stream; leave one of them out.", "prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream to be true.", "stream_options")
+    if body.priority and config.scheduler.scheduling_policy != "priority":
+        raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
+    try:
+        msgspec.msgpack.encode(params)
+    except (OverflowError, UnicodeError):
+        raise RequestError("A sampling parameter is a number beyond 64 bits.") from None
+    return params.clone(output_kind=kind)
+
+
+def output_kind_of(body: StreamFields) -> OutputKind:
+    return OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY

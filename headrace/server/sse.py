@@ -1,0 +1,116 @@
+"""Server-sent events: the framing of a stream, its keep-alive comments, its errors and its early end.
+
+Does not know what an event says.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headrace.server.errors import ClientDisconnected, describe, error_body
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+_encoder = msgspec.json.Encoder()
+
+
+def event(body: object) -> bytes:
+    """One framed event of a struct."""
+    return b"data: %b\n\n" % _encoder.encode(body)
+
+
+class EventStream(Response):
+    """Streams framed events and then ``[DONE]``; an exception of ``events`` becomes the last event before it.
+
+    When the client leaves, ``events`` is closed at once. ``keep_alive``: seconds of silence before a comment is sent;
+    0 sends none.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float = 0):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events = events
+        self.keep_alive = keep_alive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnected):  # nobody is left to tell
+            await until_disconnected(receive, self.send_events(send))
+
+    async def send_events(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        beats = with_keep_alive(self.events, self.keep_alive) if self.keep_alive > 0 else self.events
+        try:
+            async for data in beats:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            status, message, param = describe(error)
+            if status == 500:
+                logger.error("A stream failed.", exc_info=error)
+            last = event(error_body(status, message, param))
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        finally:
+            await beats.aclose()
+            await self.events.aclose()
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def with_keep_alive(events: AsyncGenerator[bytes, None], interval: float) -> AsyncGenerator[bytes, None]:
+    """``events``, with a comment after every ``interval`` seconds of silence."""
+    pending = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=interval)
+            if not done:
+                yield KEEP_ALIVE
+                continue
+            data = pending.result()
+            if data is None:
+                return
+            yield data
+            pending = asyncio.ensure_future(anext(events, None))
+    finally:
+        await cancelled(pending)
+
+
+async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``; it is cancelled, and ClientDisconnected raised, if the client leaves before."""
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnected("The client left.")
+        return task.result()
+    finally:
+        await cancelled(gone)
+        await cancelled(task)
+
+
+async def cancelled(task: "asyncio.Future[Any]") -> None:
+    """Cancel a task if it still runs, and wait for its end; how it ends does not matter."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # seen: asyncio need not report it
+
+
+async def answer(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work`` for a request whose body has been read, unless its client leaves before."""
+    return await until_disconnected(request.receive, work)

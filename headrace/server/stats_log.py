@@ -1,0 +1,70 @@
+"""The periodic log line about the engine's work. Knows the observer's records only."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+from headrace.frontend.observer import FinishedRequest
+from headrace.types import Stats
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 10.0  # seconds
+RECENT = 1000  # lookups that the prefix hit rate is taken over
+
+
+class StatsLog:
+    """Observer that sums up what happened and logs it every ``INTERVAL`` seconds; quiet when nothing happens."""
+
+    def __init__(self) -> None:
+        self._latest = Stats()
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._lookups: deque[tuple[int, int]] = deque(maxlen=RECENT)  # (hits, queries)
+        self._since = time.monotonic()
+        self._was_idle = True
+
+    def on_stats(self, stats: Stats) -> None:
+        self._latest = stats
+        self._prompt_tokens += stats.prompt_tokens
+        self._generation_tokens += stats.generation_tokens
+        if stats.prefix_cache_queries:
+            self._lookups.append((stats.prefix_cache_hits, stats.prefix_cache_queries))
+
+    def on_first_token(self, ttft_seconds: float) -> None:
+        pass
+
+    def on_tokens(self, num_tokens: int, inter_token_seconds: float) -> None:
+        pass
+
+    def on_finished(self, request: FinishedRequest) -> None:
+        pass
+
+    def on_rejected(self, reason: str) -> None:
+        pass
+
+    async def run(self) -> None:
+        """Log for ever; cancel to end."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            self.log(time.monotonic())
+
+    def log(self, now: float) -> None:
+        """Log the time since the last call, unless it and the one before were idle."""
+        seconds, stats = max(now - self._since, 1e-9), self._latest
+        idle = not (self._prompt_tokens or self._generation_tokens or stats.num_running or stats.num_waiting)
+        if not (idle and self._was_idle):
+            hits, queries = (sum(column) for column in zip((0, 0), *self._lookups, strict=True))
+            logger.info(
+                "Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, "
+                "Running: %d reqs, Waiting: %d reqs, GPU KV cache usage: %.1f%%, Prefix cache hit rate: %.1f%%",
+                self._prompt_tokens / seconds,
+                self._generation_tokens / seconds,
+                stats.num_running,
+                stats.num_waiting,
+                stats.kv_cache_usage * 100,
+                100 * hits / queries if queries else 0.0,
+            )
+        self._prompt_tokens = self._generation_tokens = 0
+        self._since, self._was_idle = now, idle
