@@ -26,7 +26,6 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     app = FastAPI(
         title="Headrace",
         version=headrace.__version__,
-        root_path=server.root_path or "",
         openapi_url=None,  # the documentation routes below are guarded like all others
         docs_url=None,
         redoc_url=None,
@@ -37,7 +36,9 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         routers.append(documentation(app))
     for router in routers:
         app.include_router(router)
-    app.state.routes = [(route.path, sorted(route.methods or ())) for router in routers for route in guarded_routes(router)]
+    app.state.routes = [
+        (route.path, sorted(route.methods or ())) for router in routers for route in guarded_routes(router)
+    ]
     errors.install(app)
     if server.enable_request_id_headers:
         app.add_middleware(RequestIdHeader, new_id=lambda: secrets.token_hex(16))

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions and its /render: a conversation in, the next message out."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import Request
 from msgspec import UNSET, UnsetType
@@ -148,16 +149,17 @@ class ChatWriter:
         """A chunk naming the role for each sequence, then its text as it comes; usage last where it is wanted."""
         counter = self.counter
         begun = False
-        async for _, output in merged_outputs(context, self._job):
-            counter.add(0, output)
-            usage = counter.running_usage()
-            data = b"" if begun else b"".join(map(event, self._opening(usage)))
-            begun = True
-            for sequence in output.outputs:
-                if sequence.text or sequence.finish_reason or self._body.return_token_ids or self._body.logprobs:
-                    data += event(self._chunk(self._choice(sequence), usage))
-            if data:
-                yield data
+        async with aclosing(merged_outputs(context, self._job)) as outputs:
+            async for _, output in outputs:
+                counter.add(0, output)
+                usage = counter.running_usage()
+                data = b"" if begun else b"".join(map(event, self._opening(usage)))
+                begun = True
+                for sequence in output.outputs:
+                    if sequence.text or sequence.finish_reason or self._body.return_token_ids or self._body.logprobs:
+                        data += event(self._chunk(self._choice(sequence), usage))
+                if data:
+                    yield data
         if counter.at_end:
             yield event(self._chunk(None, counter.usage()))
 

@@ -1,6 +1,7 @@
 """POST /v1/completions and its /render: text (or token ids) in, text out."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import Request
 from msgspec import UNSET, UnsetType
@@ -78,11 +79,12 @@ async def admit_completion(context: Context, request: Request, body: CompletionR
 
 async def stream(job: Job, writer: "CompletionWriter", context: Context) -> AsyncGenerator[bytes, None]:
     counter = writer.counter
-    async for prompt, output in merged_outputs(context, job):
-        choices = [c for c in writer.choices(prompt, output) if not writer.is_empty(c)]
-        if choices:
-            usage = counter.running_usage()
-            yield b"".join(event(writer.chunk([choice], usage)) for choice in choices)
+    async with aclosing(merged_outputs(context, job)) as outputs:
+        async for prompt, output in outputs:
+            choices = [c for c in writer.choices(prompt, output) if not writer.is_empty(c)]
+            if choices:
+                usage = counter.running_usage()
+                yield b"".join(event(writer.chunk([choice], usage)) for choice in choices)
     if counter.at_end:
         yield event(writer.chunk([], counter.usage()))
 

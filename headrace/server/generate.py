@@ -1,6 +1,7 @@
 """POST /inference/v1/generate: token ids in, token ids (or text) out; what the /render routes answer fits in here."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -67,13 +68,14 @@ class GenerateWriter:
 
     async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
         begun = False
-        async for _, output in merged_outputs(context, self._job):
-            chunk = self.answer(output)
-            chunk.usage = self.counter.running_usage()
-            if self._body.return_token_ids and not begun:
-                chunk.prompt_token_ids = self._job.prompts[0]
-            begun = True
-            yield event(chunk)
+        async with aclosing(merged_outputs(context, self._job)) as outputs:
+            async for _, output in outputs:
+                chunk = self.answer(output)
+                chunk.usage = self.counter.running_usage()
+                if self._body.return_token_ids and not begun:
+                    chunk.prompt_token_ids = self._job.prompts[0]
+                begun = True
+                yield event(chunk)
         if self.counter.at_end:
             yield event(self._generated([], self.counter.usage()))
 

@@ -28,7 +28,8 @@ async def health(request: Request) -> Response:
     return Response() if reason is None else error_response(503, reason)
 
 
-@router.api_route("/ping", methods=["GET", "POST"], tags=["server"], operation_id="ping")
+@router.get("/ping", tags=["server"], operation_id="ping")
+@router.post("/ping", tags=["server"], operation_id="post_ping")
 async def ping(request: Request) -> Response:
     """The same as /health."""
     return await health(request)

@@ -182,6 +182,7 @@ def uvicorn_config(server: ServerOptions, app: ASGIApp) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         server_header=False,
+        root_path=server.root_path or "",
         timeout_graceful_shutdown=FLUSH_SECONDS,
         ssl_keyfile=server.ssl_keyfile,
         ssl_certfile=server.ssl_certfile,
