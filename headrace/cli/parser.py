@@ -168,12 +168,15 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def config_from(arguments: argparse.Namespace, **defaults: Any) -> Config:
-    """The configuration that a command's arguments, its ``--config`` file and the environment ask for."""
-    values = {**defaults, **environment()}
-    if arguments.config is not None:
-        values |= read_config_file(arguments.config)
-    return Config.from_kwargs(**values | given_options(arguments))
+def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that the environment, a command's ``--config`` file and its flags set, the later ones winning."""
+    from_file = {} if arguments.config is None else read_config_file(arguments.config)
+    return environment() | from_file | given_options(arguments)
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The configuration that a command's arguments ask for."""
+    return Config.from_kwargs(**options_from(arguments))
 
 
 def environment() -> dict[str, Any]:

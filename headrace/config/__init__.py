@@ -183,17 +183,21 @@ def modernize(values: dict[str, Any]) -> None:
 
 def refuse_later(values: dict[str, Any]) -> None:
     """Raise a ConfigError that names every option set to what this version does not have yet."""
-    asked = []
-    for name, value in values.items():
-        option = OPTIONS[name]
-        if option.facts.later and value != option.default and value not in option.facts.neutral:
-            asked.append((f"{option.flag}{shown(value)}", option.facts.later))
-    if not asked:
-        return
-    needs = " and ".join(dict.fromkeys(later for _, later in asked))
-    flags = " and ".join(flag for flag, _ in asked)
-    verb, these = ("needs", "it") if len(asked) == 1 else ("need", "them")
-    raise ConfigError(f"{flags} {verb} {needs}, which this version does not have yet: leave {these} out.")
+    asked = [
+        (f"{option.flag}{shown(values[name])}", option.facts.later)
+        for name, option in OPTIONS.items()
+        if option.facts.later and values.get(name, option.default) not in (option.default, *option.facts.neutral)
+    ]
+    if asked:
+        flags, needs = (listed(dict.fromkeys(column)) for column in zip(*asked, strict=True))
+        verb, them = ("needs", "it") if len(asked) == 1 else ("need", "them")
+        raise ConfigError(f"{flags} {verb} {needs}, which this version does not have yet: leave {them} out.")
+
+
+def listed(items: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *front, last = items
+    return f"{', '.join(front)} and {last}" if front else last
 
 
 def shown(value: Any) -> str:
@@ -202,4 +206,6 @@ def shown(value: Any) -> str:
         return ""
     if isinstance(value, list):
         return " " + " ".join(map(str, value))
+    if isinstance(value, float):
+        return f" {value:g}"
     return " " + (msgspec.json.encode(value).decode() if isinstance(value, dict) else str(value))

@@ -10,8 +10,8 @@ from headrace.config import GROUPS, OPTIONS, Option
 HEAD = """\
 # Options
 
-Every option of `headrace serve` and of `LLM(...)`, generated from `headrace/config/` by `make docs`. On the command line
-`--max-model-len 8192`, in Python `LLM(max_model_len=8192)`, in a `--config` file `max-model-len: 8192`.
+Every option of `headrace serve` and of `LLM(...)`; `make docs` generates this page from `headrace/config/`. On the
+command line `--max-model-len 8192`, in Python `LLM(max_model_len=8192)`, in a `--config` file `max-model-len: 8192`.
 
 - Underscores may stand for dashes (`--max_model_len`), and any unique beginning for the whole (`--gpu-memory-util`).
 - Sizes take suffixes: `40k` is 40,000, `40K` is 40,960.

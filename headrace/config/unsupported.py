@@ -89,24 +89,24 @@ class FeatureOptions:
         "auto",
         "What the model is for.",
         choices=("auto", "generate", "embed", "embedding", "classify", "score", "reward", "transcription", "draft"),
-        later="models that pool or transcribe",
+        later="pooling and transcription models",
         neutral=("generate",),
     )
     runner: str = option(
         "auto",
         "What the model is for.",
         choices=("auto", "generate", "pooling", "draft"),
-        later="models that pool or transcribe",
+        later="pooling and transcription models",
         neutral=("generate",),
     )
     convert: str = option(
         "auto",
         "Turn a generating model into a pooling one.",
         choices=("auto", "none", "embed", "classify", "reward"),
-        later="models that pool or transcribe",
+        later="pooling and transcription models",
         neutral=("none",),
     )
-    pooler_config: dict[str, Any] | None = option(None, "How to pool.", later="models that pool or transcribe")
+    pooler_config: dict[str, Any] | None = option(None, "How to pool.", later="pooling and transcription models")
     enable_lora: bool = option(False, "Serve LoRA adapters.", later="LoRA")
     lora_modules: list[str] = option([], "Adapters, as name=path.", later="LoRA", metavar="NAME=PATH")
     max_loras: int = option(1, "Adapters in a batch.", minimum=1, later="LoRA")
@@ -126,15 +126,13 @@ class FeatureOptions:
     structured_outputs_config: dict[str, Any] | None = option(
         None, "Settings of structured output.", later="structured output", neutral=({}, {"backend": "auto"})
     )
-    allowed_local_media_path: str = option(
-        "", "Directory that requests may name files of.", later="images, audio and video"
-    )
-    allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="images, audio and video")
-    limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="images, audio and video")
+    allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
+    allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")
+    limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="media in prompts")
     mm_processor_kwargs: dict[str, Any] | None = option(
-        None, "Settings of the media processor.", later="images, audio and video"
+        None, "Settings of the media processor.", later="media in prompts"
     )
-    media_io_kwargs: dict[str, Any] = option({}, "Settings of media decoding.", later="images, audio and video")
+    media_io_kwargs: dict[str, Any] = option({}, "Settings of media decoding.", later="media in prompts")
     mm_processor_cache_gb: float = option(
         4.0, "GiB of cached media.", minimum=0, moot="a model without media has none to cache"
     )

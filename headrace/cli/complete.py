@@ -1,0 +1,66 @@
+"""``headrace complete``: the model continues what is typed, as it stands."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from headrace.cli import talk
+from headrace.cli.parser import FlagParser
+from headrace.errors import HeadraceError, RequestError
+
+
+def add_arguments(parser: FlagParser) -> None:
+    parser.add_argument("-q", "--quick", metavar="TEXT", help="Continue TEXT once, and end.")
+    talk.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with talk.talker(arguments) as model:
+        if arguments.quick is not None:
+            show(model.complete(arguments.quick))
+            return 0
+        interact(lambda line: show(model.complete(line)))
+    return 0
+
+
+def show(pieces: Iterable[str]) -> str:
+    """Print ``pieces`` as they come and return their text; Ctrl-C ends it there."""
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    finally:
+        if isinstance(pieces, Iterator) and hasattr(pieces, "close"):
+            pieces.close()  # tells the engine or the server to stop
+    print()
+    return text
+
+
+def interact(answer: Callable[[str], object]) -> None:
+    """Call ``answer`` with each line typed, until the input ends or a line says /exit."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        import readline  # noqa: F401  (its import gives input() line editing and a history)
+    while True:
+        try:
+            line = input(prompt)
+        except EOFError:
+            if prompt:
+                print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line.strip() == "/exit":
+            return
+        if not line.strip():
+            continue
+        try:
+            answer(line)
+        except RequestError as error:
+            print(f"headrace: {error}", file=sys.stderr)
+        except HeadraceError:
+            raise
