@@ -153,7 +153,7 @@ def observe(config: Config, engine: AsyncLLM) -> tuple[CollectorRegistry, "async
     """Attach the metrics and the periodic log line to the engine; returns the registry and the log's task."""
     if config.server.disable_log_stats:
         return CollectorRegistry(), asyncio.ensure_future(asyncio.sleep(0))
-    metrics, log = Metrics(config, engine.info, engine.served_names[0]), StatsLog()
+    metrics, log = Metrics(config, engine.info, engine.served_names[0]), StatsLog(time.monotonic())
     engine.observers += [metrics, log]
     return metrics.registry, asyncio.ensure_future(log.run())
 

@@ -298,3 +298,7 @@ def markdown() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -15,14 +15,17 @@ RECENT = 1000  # lookups that the prefix hit rate is taken over
 
 
 class StatsLog:
-    """Observer that sums up what happened and logs it every ``INTERVAL`` seconds; quiet when nothing happens."""
+    """Observer that sums up what happened since ``now`` and logs it every ``INTERVAL`` seconds; quiet when idle.
 
-    def __init__(self) -> None:
+    Times are time.monotonic() seconds.
+    """
+
+    def __init__(self, now: float) -> None:
         self._latest = Stats()
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._lookups: deque[tuple[int, int]] = deque(maxlen=RECENT)  # (hits, queries)
-        self._since = time.monotonic()
+        self._since = now
         self._was_idle = True
 
     def on_stats(self, stats: Stats) -> None:

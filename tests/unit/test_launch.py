@@ -1,0 +1,196 @@
+"""The server as a process, with a scripted engine: start, drain, stop and the engine's death."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace.config import Config
+from headrace.errors import ConfigError
+from headrace.server.launch import bind, check_tls
+
+# The process: a server whose engine takes a moment for each token and dies of the prompt "die".
+PROGRAM = """
+import asyncio, json, sys, types
+sys.path.insert(0, sys.argv[1])
+from unit.fake_engine import FakeEngine
+
+class Engine(FakeEngine):
+    @classmethod
+    async def start(cls, config, on_progress=None):
+        engine = await super().start(config, on_progress)
+        engine.reply, engine.gate = "Hello", lambda: asyncio.sleep(0.1)
+        if config.model.model == "slow":
+            print("starting", file=sys.stderr)
+            await asyncio.sleep(60)
+        return engine
+
+    def generate(self, prompt, params, request_id, **options):
+        if self.tokenizer.decode(prompt) == "die":
+            asyncio.get_running_loop().call_later(0.2, self.die, "It was killed.")
+        return super().generate(prompt, params, request_id, **options)
+
+stub = types.ModuleType("headrace.frontend.async_llm")
+stub.AsyncLLM = Engine
+sys.modules[stub.__name__] = stub
+from headrace.config import Config
+from headrace.server.launch import run_server
+sys.exit(run_server(Config.from_kwargs(**json.loads(sys.argv[2]))))
+"""
+TESTS = Path(__file__).parents[1]
+
+
+class Server:
+    """A running process; ``log`` collects what it writes."""
+
+    def __init__(self, process: "subprocess.Popen[str]"):
+        self.process = process
+        self.log: list[str] = []
+        self._arrived = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._arrived:
+                self.log.append(line.rstrip("\n"))
+                self._arrived.notify_all()
+
+    def wait_for(self, pattern: str) -> str:
+        def found() -> str | None:
+            return next((line for line in self.log if re.search(pattern, line)), None)
+
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: found() is not None, 60), self.log
+        line = found()
+        assert line is not None
+        return line
+
+    def url(self) -> str:
+        """Where it serves, once it is ready."""
+        self.wait_for("Application startup complete")
+        return self.wait_for("serves fake on ").split(" on ")[-1]
+
+    def exit_code(self) -> int:
+        code = self.process.wait(15)
+        self._reader.join(5)
+        return code
+
+
+@contextmanager
+def server(**options: Any) -> Iterator[Server]:
+    arguments = [sys.executable, "-c", PROGRAM, str(TESTS), json.dumps({"host": "127.0.0.1", "port": 0} | options)]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield Server(process)
+        finally:
+            process.kill()
+
+
+STREAM = {"prompt": "Say", "stream": True}
+
+
+def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
+    with server(shutdown_timeout=30) as running:
+        url = running.url()
+        line = running.wait_for("^curl ")
+        body = json.loads(re.search(r"-d '(.*)'$", line).group(1))  # type: ignore[union-attr]
+        assert httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"] == "Hello"
+        assert "vllm:num_requests_running" in httpx.get(f"{url}/metrics").text
+        log_line = r"^INFO \d\d-\d\d \d\d:\d\d:\d\d \[\w+\.py:\d+\] "
+        for expected in ("version ", "non-default args: .*'port': 0", "Loading weights took", "weights .*1.50 .*1.00",
+                         "Route: /v1/models, Methods: GET", log_line):  # fmt: skip
+            running.wait_for(expected)
+        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
+            lines = stream.iter_lines()
+            first = next(lines)
+            running.process.send_signal(signal.SIGTERM)
+            running.wait_for("1 running requests get 30 s")
+            refused = httpx.post(f"{url}/v1/completions", json=STREAM)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, 503)
+            assert httpx.get(f"{url}/health").status_code == 503
+            rest = [line for line in lines if line]
+        texts = [json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in [first, *rest[:-1]]]
+        assert "".join(texts) == "Hello"
+        assert rest[-1] == "data: [DONE]"
+        assert running.exit_code() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_without_a_timeout_a_signal_ends_running_requests_with_an_error(number: signal.Signals) -> None:
+    with server() as running:
+        url = running.url()
+        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            running.process.send_signal(number)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == 503
+        assert rest[-1] == "data: [DONE]"
+        assert running.exit_code() == 0
+
+
+def test_a_second_signal_ends_the_drain() -> None:
+    with server(shutdown_timeout=600) as running:
+        url = running.url()
+        body = STREAM | {"prompt": ["a"] * 1000}
+        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            running.process.send_signal(signal.SIGTERM)
+            running.wait_for("running requests get 600 s")
+            running.process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert running.exit_code() == 0
+
+
+def test_the_engines_death_ends_everything() -> None:
+    with server() as running:
+        url = running.url()
+        with (
+            httpx.Client() as client,
+            client.stream("POST", f"{url}/v1/completions", json=STREAM | {"prompt": "die"}) as s,
+        ):
+            lines = [line for line in s.iter_lines() if line]
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == "It was killed."
+        health = httpx.get(f"{url}/health")
+        assert (health.status_code, health.json()["error"]["message"]) == (503, "It was killed.")
+        assert running.exit_code() == 1
+        running.wait_for("ERROR .*The engine died: It was killed.")
+
+
+def test_a_signal_while_starting() -> None:
+    with server(model="slow") as running:
+        running.wait_for("^starting")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+
+
+def test_a_busy_port_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port} of --host 127.0.0.1: Address already in use"):
+            bind(Config.from_kwargs(host="127.0.0.1", port=port).server)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--uds .*file: Address already in use"):
+        bind(Config.from_kwargs(uds=str(tmp_path / "file")).server)
+    with bind(Config.from_kwargs(uds=str(tmp_path / "socket")).server):
+        assert (tmp_path / "socket").is_socket()
+
+
+def test_a_certificate_that_cannot_be_read_is_found_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--ssl-certfile"):
+        check_tls(Config.from_kwargs(ssl_certfile=str(tmp_path / "none.pem")).server)
