@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 from headrace.cli import talk
 from headrace.cli.parser import FlagParser
-from headrace.errors import HeadraceError, RequestError
+from headrace.errors import RequestError
+
+MAX_TOKENS = 128  # unless --max-tokens says otherwise: text without a template seldom ends by itself
 
 
 def add_arguments(parser: FlagParser) -> None:
     parser.add_argument("-q", "--quick", metavar="TEXT", help="Continue TEXT once, and end.")
     talk.add_arguments(parser)
+    parser.set_defaults(max_tokens=MAX_TOKENS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +38,7 @@ def show(pieces: Iterable[str]) -> str:
     finally:
         if isinstance(pieces, Iterator) and hasattr(pieces, "close"):
             pieces.close()  # tells the engine or the server to stop
-    print()
+        print()
     return text
 
 
@@ -62,5 +65,3 @@ def interact(answer: Callable[[str], object]) -> None:
             answer(line)
         except RequestError as error:
             print(f"headrace: {error}", file=sys.stderr)
-        except HeadraceError:
-            raise

@@ -48,11 +48,11 @@ def run(tokens: list[str]) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} (headrace --help lists all).")
+        raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} `headrace --help` lists them.")
     command = importlib.import_module(f"headrace.cli.{name.replace('-', '_')}")
     parser = FlagParser(prog=f"headrace {name}", description=COMMANDS[name])
     command.add_arguments(parser)
-    code: int = command.run(parser.parse_args(tokens[1:]))
+    code: int = command.run(parser.parse(tokens[1:]))
     return code
 
 

@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,9 +35,9 @@ class FlagParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HelpFormatter, **settings)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        tokens = normalize(sys.argv[1:] if args is None else args)
-        parsed, unknown = super().parse_known_args(tokens, namespace)
+    def parse(self, tokens: Sequence[str]) -> argparse.Namespace:
+        """What ``tokens`` set. Raises ConfigError, and never exits but for --help."""
+        parsed, unknown = self.parse_known_args(normalize(tokens))
         if unknown:
             flag = unknown[0].partition("=")[0]
             if not flag.startswith("-"):
@@ -47,7 +46,9 @@ class FlagParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message.removeprefix("argument ").rstrip(".") + f" ({self.prog} --help lists all flags).")
+        sentence = message.removeprefix("argument ")
+        stop = "" if sentence.endswith((".", "?")) else "."
+        raise ConfigError(f"{sentence}{stop} `{self.prog} --help` lists all flags.")
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, options_from
+from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, given_options, options_from
+from headrace.config import OPTIONS, listed
 from headrace.errors import ConfigError, EngineDeadError, HeadraceError, RequestError
 
 if TYPE_CHECKING:
     import httpx
-
-    from headrace.frontend.llm import LLM
 
 Messages = list[dict[str, str]]
 ROOM_SHARE, MOST_ROOM = 4, 1024  # an answer gets a fourth of the context, and at most so many tokens, kept free for it
@@ -69,17 +68,19 @@ def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def talker(arguments: argparse.Namespace) -> Iterator[Talker]:
     """The talker that a command's arguments name, for the time of the ``with`` block."""
-    options, sampling = options_from(arguments), sampling_of(arguments)
+    sampling = sampling_of(arguments)
     if arguments.url is None:
+        options = options_from(arguments)
+        options.pop("api_key", None)  # the environment's, meant for servers
         local = Local(options, sampling)
         try:
             yield local
         finally:
             local.close()
         return
-    options = {name: value for name, value in options.items() if name != "api_key"}
-    if options:
-        raise ConfigError(f"--url talks to a server that runs already; leave out {', '.join(sorted(options))}.")
+    if given := given_options(arguments):
+        flags = listed(OPTIONS[name].flag for name in given)
+        raise ConfigError(f"--url talks to a server that runs already: leave {flags} out.")
     with Remote(arguments.url, arguments.model_name, arguments.api_key, sampling) as remote:
         yield remote
 
@@ -92,7 +93,7 @@ class Local:
         from headrace.frontend.llm import LLM
         from headrace.types import SamplingParams
 
-        self._llm: LLM = LLM(**options)
+        self._llm = LLM(**options)
         self._template = load_chat_template(self._llm.config.frontend.chat_template)
         self._params = SamplingParams(**({"max_tokens": None} | self._llm.info.default_sampling | sampling))
 
@@ -153,7 +154,7 @@ class Remote:
     def __enter__(self) -> "Remote":
         try:
             cards = self._get("/v1/models")["data"]
-            card = next((card for card in cards if self._model in (None, card["id"])), {})
+            card: dict[str, Any] = next((card for card in cards if self._model in (None, card["id"])), {})
             self._model = self._model or card.get("id")
             self._limit = card.get("max_model_len") or 0
         except BaseException:
@@ -225,9 +226,11 @@ class Remote:
 
         try:
             yield
+        except HeadraceError:
+            raise
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise HeadraceError(f"no server answers at {self._url}: {error}.") from None
         except httpx.HTTPError as error:
             raise EngineDeadError(f"the connection to {self._url} broke: {error or type(error).__name__}.") from None
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise HeadraceError(f"{self._url} does not answer as an OpenAI-compatible server does: {error}.") from None

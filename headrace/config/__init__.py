@@ -7,7 +7,7 @@ Owns their reading and checking; does not know what the engine makes of them (th
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -161,14 +161,14 @@ def find_option(name: str) -> Option:
     """The option of that name or alias, with underscores or dashes; ConfigError with the nearest name if none is."""
     known = SPELLINGS.get(name.lstrip("-").replace("-", "_"))
     if known is None:
-        raise ConfigError(f"there is no option {name!r}{nearest(name, OPTIONS)}.")
+        raise ConfigError(f"there is no option {name!r}{nearest(name, OPTIONS)}")
     return OPTIONS[known]
 
 
-def nearest(name: str, known: Iterable[str], render: Callable[[str], str] = str) -> str:
-    """``; did you mean X?`` for the known name most like ``name``, or nothing."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on an unknown name: ``; did you mean X?`` if one of ``known`` is like it, else a stop."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {render(match[0])}?" if match else ""
+    return f"; did you mean {match[0]}?" if match else "."
 
 
 def modernize(values: dict[str, Any]) -> None:

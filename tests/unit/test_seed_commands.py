@@ -30,7 +30,7 @@ def configuration(command: str) -> Config:
         words = words[2:]
     parser = FlagParser(prog="headrace serve")
     serve.add_arguments(parser)
-    return config_from(parser.parse_args(words))
+    return config_from(parser.parse(words))
 
 
 def refusal(flags: str, needs: str) -> str:
