@@ -34,7 +34,7 @@ def render_chat(
     content_format: str = "auto",
     template_kwargs: Mapping[str, Any] | None = None,
     tools: list[dict[str, Any]] | None = None,
-    documents: list[dict[str, str]] | None = None,
+    documents: list[dict[str, Any]] | None = None,
 ) -> str:
     """The prompt text of a conversation of ``{"role", "content", ...}`` messages.
 

@@ -4,7 +4,7 @@ import secrets
 from typing import Any
 
 from fastapi import Request
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 import headrace
@@ -50,9 +50,11 @@ async def load(request: Request) -> Response:
 
 @router.get("/metrics", tags=["server"])
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics; docs/metrics.md lists them."""
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(context_of(request).registry), media_type=content_type)
+    """Prometheus metrics; docs/metrics.md lists them.
+
+    Always in the plain text format: in OpenMetrics, the client library would turn the colon of our names into "_".
+    """
+    return Response(generate_latest(context_of(request).registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/v1/models", tags=["models"])

@@ -5,6 +5,7 @@ Does not know what routes do.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -12,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -48,8 +50,13 @@ def run_server(config: Config) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(config, listener, started))
+    except EngineDeadError as error:
+        logger.error("The engine failed: %s", error)
+        return 1
     finally:
         listener.close()
+        if config.server.uds is not None:
+            Path(config.server.uds).unlink(missing_ok=True)
 
 
 def bind(server: ServerOptions) -> socket.socket:
@@ -68,7 +75,8 @@ def bind(server: ServerOptions) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"Can't listen on {where}: {error.strerror or error}; choose another one.") from None
+        advice = "choose another one" if server.uds is None else "remove the file or choose another one"
+        raise ConfigError(f"Can't listen on {where}: {error.strerror or error}; {advice}.") from None
     return listener
 
 
@@ -97,9 +105,6 @@ async def serve(config: Config, listener: socket.socket, started: float) -> int:
         return 0
     try:
         return await serve_engine(config, engine, listener, stop, started)
-    except EngineDeadError as error:
-        logger.error("The engine died: %s", error)
-        return 1
     finally:
         await engine.shutdown()
 
@@ -130,19 +135,22 @@ async def serve_engine(
         uvicorn_config(config.server, app), lambda: announce_ready(config, engine, app, listener, started)
     )
     serving = asyncio.ensure_future(http.serve([listener]))
+    gc.freeze()  # what start-up made lives for ever: no collection needs to look at it again
     dead = asyncio.ensure_future(engine.wait_dead())
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({serving, dead, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not dead.done():
             await drain(context, config.server.shutdown_timeout)
+        exit_code = 0
         if dead.done():
             logger.error("The engine died: %s Exiting.", dead.result())
+            exit_code = 1
             await asyncio.sleep(FAREWELL_SECONDS)
         await engine.shutdown()
         http.should_exit = True
         await serving
-        return 1 if dead.done() else 0
+        return exit_code
     finally:
         for task in (statistics, dead, stopping):
             task.cancel()

@@ -267,8 +267,8 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "`GET /metrics` serves these in Prometheus' text format (OpenMetrics, if the scraper asks for it). They bear",
-        "vLLM's names, labels and buckets, so that its dashboards and alerts work unchanged. Each has the labels",
+        "`GET /metrics` serves these in Prometheus' text format. They bear vLLM's names, labels and buckets, so that its",
+        "dashboards and alerts work unchanged. Each has the labels",
         '`model_name` (the first served name) and `engine` ("0") unless it says otherwise. Counters get the suffix',
         "`_total`; histograms `_bucket`, `_sum` and `_count`. With `--api-key`, `--protect-metrics` decides whether",
         "this route asks for the key, too. This page is generated from the table in `headrace/server/metrics.py`.",

@@ -4,10 +4,13 @@ A field passes if it is absent, null, false, empty or has the value that asks fo
 nothing about routes.
 """
 
+import logging
 from typing import Any
 
 from headrace.errors import RequestError
 from headrace.server.protocol import ModelField
+
+logger = logging.getLogger(__name__)
 
 LATER = "`{name}` is not supported by this server yet; leave it out."
 STRUCTURED = "Structured outputs are not supported by this server yet, so `{name}` can't be honoured; leave it out."
@@ -47,7 +50,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 def refuse_unsupported(body: ModelField) -> None:
-    """Raise RequestError for the first field of ``body`` that asks for what is not served."""
+    """Raise RequestError for the first field of ``body`` that asks for what is not served; unknown ones pass."""
     for name, value in (body.model_extra or {}).items():
-        if name in REFUSED and value and value != REFUSED[name][0]:
+        if name not in REFUSED:
+            logger.debug("The request field %r is unknown and has no effect.", name)
+        elif value and value != REFUSED[name][0]:
             raise RequestError(REFUSED[name][1].format(name=name), name)

@@ -1,6 +1,8 @@
 """POST /tokenize and /detokenize."""
 
-from fastapi import Request
+from typing import Annotated
+
+from fastapi import Body, Request
 from starlette.responses import Response
 
 from headrace.errors import RequestError
@@ -14,7 +16,7 @@ router = new_router()
 
 
 @router.post("/tokenize", tags=["tokens"])
-async def tokenize(body: TokenizeBody, request: Request) -> Response:
+async def tokenize(body: Annotated[TokenizeBody, Body()], request: Request) -> Response:
     context = context_of(request)
     context.served_model(body.model)
     tokenizer = context.engine.tokenizer

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from headrace.config import Config
 from headrace.errors import EngineDeadError
 from headrace.server.app import build_app
+from headrace.server.metrics import Metrics
 from headrace.types import SamplingParams
 
 from .fake_engine import MODEL_LEN, FakeEngine
@@ -259,6 +260,17 @@ async def test_small_routes() -> None:
         text = (await client.post("/invocations", json=TEXT | {"model": "small"})).json()
     assert chat["object"] == "chat.completion"
     assert (text["object"], text["model"]) == ("text_completion", "small")
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"])
+async def test_metric_names_keep_their_colon_whatever_a_scraper_accepts(accept: str) -> None:
+    config = Config.from_kwargs()
+    engine = FakeEngine(config)
+    app = build_app(config, engine, Metrics(config, engine.info, "fake").registry)  # type: ignore[arg-type]
+    async with client_of(app) as client:
+        response = await client.get("/metrics", headers={"Accept": accept})
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert '\nvllm:num_requests_running{engine="0",model_name="fake"} 0.0\n' in response.text
 
 
 async def test_docs_can_be_off() -> None:
