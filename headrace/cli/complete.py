@@ -1,11 +1,13 @@
 """``headrace complete``: the model continues what is typed, as it stands."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from headrace.cli import talk
 from headrace.cli.parser import FlagParser
+from headrace.cli.talk import Pieces
 from headrace.errors import RequestError
 
 MAX_TOKENS = 128  # unless --max-tokens says otherwise: text without a template seldom ends by itself
@@ -26,18 +28,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show(pieces: Iterable[str]) -> str:
-    """Print ``pieces`` as they come and return their text; Ctrl-C ends it there."""
+def show(pieces: Pieces) -> str:
+    """Print ``pieces`` as they come and return their text; Ctrl-C ends them there."""
     text = ""
     try:
-        for piece in pieces:
-            text += piece
-            print(piece, end="", flush=True)
+        with contextlib.closing(pieces):  # an end before theirs tells the engine or the server to stop
+            for piece in pieces:
+                text += piece
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     finally:
-        if isinstance(pieces, Iterator) and hasattr(pieces, "close"):
-            pieces.close()  # tells the engine or the server to stop
         print()
     return text
 

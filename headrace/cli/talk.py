@@ -6,7 +6,7 @@ Owns the sampling flags that both share; does not know conversations.
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
 Messages = list[dict[str, str]]
+Pieces = Generator[str, None, None]  # of an answer; closing it stops the model
 ROOM_SHARE, MOST_ROOM = 4, 1024  # an answer gets a fourth of the context, and at most so many tokens, kept free for it
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 
@@ -25,11 +26,11 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 class Talker(Protocol):
     """A model that answers. What it raises for a request that it can't answer is a HeadraceError."""
 
-    def complete(self, prompt: str) -> Iterator[str]:
+    def complete(self, prompt: str) -> Pieces:
         """The pieces of ``prompt``'s continuation."""
         ...
 
-    def chat(self, messages: Messages) -> Iterator[str]:
+    def chat(self, messages: Messages) -> Pieces:
         """The pieces of the answer to ``messages``."""
         ...
 
@@ -100,10 +101,10 @@ class Local:
     def close(self) -> None:
         self._llm.shutdown()
 
-    def complete(self, prompt: str) -> Iterator[str]:
+    def complete(self, prompt: str) -> Pieces:
         return self._stream(self._llm.tokenizer.encode(prompt, True))
 
-    def chat(self, messages: Messages) -> Iterator[str]:
+    def chat(self, messages: Messages) -> Pieces:
         return self._stream(self._llm.tokenizer.encode(self.render(messages), False))
 
     def render(self, messages: Messages) -> str:
@@ -123,7 +124,7 @@ class Local:
         limit = self._llm.info.max_model_len
         return len(prompt) + room(limit, self._params.max_tokens) <= limit
 
-    def _stream(self, prompt: list[int]) -> Iterator[str]:
+    def _stream(self, prompt: list[int]) -> Pieces:
         for output in self._llm.stream(prompt, self._params):
             for sequence in output.outputs:
                 yield sequence.text
@@ -165,11 +166,11 @@ class Remote:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def complete(self, prompt: str) -> Iterator[str]:
+    def complete(self, prompt: str) -> Pieces:
         for choice in self._stream("/v1/completions", {"prompt": prompt}):
             yield choice.get("text") or ""
 
-    def chat(self, messages: Messages) -> Iterator[str]:
+    def chat(self, messages: Messages) -> Pieces:
         for choice in self._stream("/v1/chat/completions", {"messages": messages}):
             yield choice.get("delta", {}).get("content") or ""
 
