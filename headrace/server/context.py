@@ -39,7 +39,7 @@ class Context:
     def served_model(self, name: str | None) -> str:
         """The name to answer under; raises ModelNotFoundError for one that is not served here."""
         names = self.engine.served_names
-        if name is None or name in names:
+        if not name or name in names:
             return name or names[0]
         raise ModelNotFoundError(f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "model")
 
