@@ -3,10 +3,12 @@
 import argparse
 import io
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from headrace.cli.parser import FlagParser, config_from, merged, normalize
 from headrace.cli.talk import Messages, room
 from headrace.config import Config
 from headrace.errors import ConfigError, RequestError
+from headrace.types import CompletionOutput, RequestOutput, SamplingParams
 
 SERVE_HELP = " `headrace serve --help` lists all flags."
 NO_FILE = "[Errno 2] No such file or directory: '/nowhere.yaml'."
@@ -185,6 +188,84 @@ def test_environment_report_hides_secrets(monkeypatch: pytest.MonkeyPatch, capsy
     assert report["Environment variables"]["OMP_NUM_THREADS"] == "3"
     assert report["Libraries"]["torch"] in text
     assert set(report) == {"System", "Python", "PyTorch", "CPU", "GPU", "Libraries", "Environment variables"}
+
+
+class ScriptedLLM:
+    """Stands in for ``LLM``: a word is a token, and an answer repeats the prompt's last word as often as asked."""
+
+    made: "list[ScriptedLLM]" = []
+
+    def __init__(self, **options: Any):
+        self.config = Config.from_kwargs(**options)
+        self.info = SimpleNamespace(max_model_len=12, default_sampling={"temperature": 0.5})
+        self.tokenizer = SimpleNamespace(encode=self.encode)
+        self.words: list[str] = []
+        self.params: list[SamplingParams] = []
+        self.closed = False
+        self.made.append(self)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        self.words += text.split()
+        return list(range(len(self.words) - len(text.split()), len(self.words)))
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[RequestOutput]:
+        self.params.append(params)
+        for _ in range(2):
+            yield self.output("", prompt, f"{self.words[prompt[-1]]} ")
+
+    def generate(self, prompts: list[str], params: SamplingParams, use_tqdm: bool) -> list[RequestOutput]:
+        self.params.append(params)
+        return [self.output(prompt, self.encode(prompt, True), prompt.split()[-1]) for prompt in prompts]
+
+    def output(self, prompt: str, ids: list[int], text: str) -> RequestOutput:
+        return RequestOutput("id", prompt, ids, [CompletionOutput(0, text, [1], finish_reason="stop")], True)
+
+    def shutdown(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedLLM]:
+    ScriptedLLM.made = []
+    monkeypatch.setitem(sys.modules, "headrace.frontend.llm", SimpleNamespace(LLM=ScriptedLLM))
+    monkeypatch.setattr(
+        "headrace.frontend.chat.render_chat", lambda _, messages, **how: " ".join(m["content"] for m in messages)
+    )
+    return ScriptedLLM.made
+
+
+def test_generate(llm: list[ScriptedLLM], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "m", "--prompt", "to be", "--max-tokens", "3", "--dtype", "half", "--seed", "4"]) == 0
+    assert capsys.readouterr().out == "be\n"
+    assert llm[0].config.non_default() == {"model": "m", "dtype": "half", "seed": 4}
+    assert (llm[0].params[0].max_tokens, llm[0].params[0].temperature, llm[0].closed) == (3, 0.5, True)
+    assert main(["generate", "--json", "--prompt", "to be", "or not"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["outputs"][0]["text"] for line in lines] == ["be", "not"]
+    assert lines[1]["prompt_tokens"] == 2
+    assert main(["generate", "--prompt", "to be", "or not"]) == 0
+    assert capsys.readouterr().out == "to bebe\n\nor notnot\n\n"
+
+
+def test_chat_in_this_process(
+    llm: list[ScriptedLLM], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two three\nfour five six\nseven\n" + "long " * 10 + "\n"))
+    assert main(["chat", "m", "--temperature", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "three three \nsix six \nseven seven \n"
+    assert err.splitlines() == [
+        "[the 2 oldest messages no longer fit and are forgotten]",
+        "headrace: the message is too long for the model's context: send a shorter one.",
+    ]
+    assert (llm[0].params[0].temperature, llm[0].params[0].max_tokens, llm[0].closed) == (0.0, None, True)
+
+
+def test_complete_in_this_process(llm: list[ScriptedLLM], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["complete", "-q", "again and", "--top-k", "3", "--stop", "x"]) == 0
+    assert capsys.readouterr().out == "and and \n"
+    params = llm[0].params[0]
+    assert (params.max_tokens, params.top_k, params.stop, params.temperature) == (128, 3, ["x"], 0.5)
 
 
 # -- chat and complete ----------------------------------------------------------------------------------------------
