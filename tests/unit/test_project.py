@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.config import document
+from headrace.config import GROUPS, OPTIONS, document
+from headrace.models.registry import supported
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "headrace").rglob("*.py"))
@@ -73,6 +74,19 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
         text = path.read_bytes().decode("utf-8", "ignore")
         guilty += [f"{path.relative_to(ROOT)}: {match.group()}" for match in machine.finditer(text)]
     assert not guilty
+
+
+def test_every_obeyed_option_is_read_somewhere() -> None:
+    obeyed = set(GROUPS) - {"parallel", "features", "legacy"}  # whose options are refused, noted or turned into others
+    trivially = {"enforce_eager", "prefix_caching_hash_algo"}  # there is no other way yet
+    code = "".join(path.read_text() for path in SOURCES if "config" not in path.parts)
+    read = set(re.findall(r"\.(\w+)\b", code))
+    ignored = {option.name for option in OPTIONS.values() if option.group in obeyed} - read - trivially
+    assert not ignored
+
+
+def test_readme_counts_the_architectures() -> None:
+    assert f"{len(supported())} decoder architectures" in (ROOT / "README.md").read_text()
 
 
 def test_options_page_is_up_to_date() -> None:
