@@ -1,0 +1,184 @@
+"""Paged attention in plain torch: what a CPU runs, and the oracle for the other backends.
+
+Decoding rows of similar length are attended in one call, each prefilling row in its own. Owns the gathering of keys
+and values from blocks; does not know how blocks are assigned.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from headrace.attention.backend import AttentionSpec, PagedBatch
+
+QUERIES_AT_ONCE = 256  # bounds the scores and masks of a long prefill
+WASTE = 2.0  # decoding rows are padded to at most this multiple of their own keys
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Rows with one query token each, padded to the length of the longest."""
+
+    rows: torch.Tensor  # int64 [n]
+    slots: torch.Tensor  # int64 [n * length]: cache slots of each row's visible keys, then of its last one repeated
+    length: int
+    positions: torch.Tensor  # int64 [n, length]: of those keys
+    mask: torch.Tensor | None  # bool [n, 1, 1, length]: which are no padding; None if all
+
+
+class TorchBackend:
+    """Runs every layer on every device."""
+
+    name = "torch"
+
+    @staticmethod
+    def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
+        return None
+
+    def run(
+        self,
+        spec: AttentionSpec,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See ``Backend.run``. Waits for nothing on a CPU; on a GPU this is for tests only."""
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        caches = k_cache.view(-1, *k_cache.shape[2:]), v_cache.view(-1, *v_cache.shape[2:])
+        for group in decode_groups(batch, k_cache.shape[1], spec.window):
+            n = len(group.rows)
+            keys, values = (
+                cache.index_select(0, group.slots).view(n, group.length, *cache.shape[1:]) for cache in caches
+            )
+            queries = q[group.rows][:, None]
+            out[group.rows] = attend(
+                spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes
+            ).squeeze(1)
+        start = batch.num_decodes
+        for row in range(batch.num_decodes, len(batch.query_lens_host)):
+            end = start + batch.query_lens_host[row]
+            context = batch.context_lens_host[row]
+            prefill(
+                spec,
+                q[start:end],
+                out[start:end],
+                caches,
+                batch.block_table[row],
+                k_cache.shape[1],
+                context,
+                sinks,
+                alibi_slopes,
+            )
+            start = end
+        return out
+
+
+def decode_groups(batch: PagedBatch, block_size: int, window: int | None) -> list[DecodeGroup]:
+    contexts = batch.context_lens_host[: batch.num_decodes]
+    visible = [min(context, window or context) for context in contexts]
+    groups: list[DecodeGroup] = []
+    order = sorted(range(len(visible)), key=visible.__getitem__, reverse=True)
+    while order:
+        total, n = 0, 0
+        for row in order:
+            if visible[order[0]] * (n + 1) > WASTE * (total + visible[row]):
+                break
+            total, n = total + visible[row], n + 1
+        groups.append(decode_group(batch, sorted(order[:n]), contexts, visible, block_size))
+        order = order[n:]
+    return groups
+
+
+def decode_group(
+    batch: PagedBatch, rows: list[int], contexts: list[int], visible: list[int], block_size: int
+) -> DecodeGroup:
+    device = batch.block_table.device
+    length = max(visible[row] for row in rows)
+    index = torch.tensor(rows, device=device)
+    last = torch.tensor([contexts[row] - 1 for row in rows], device=device)[:, None]
+    first = torch.tensor([contexts[row] - visible[row] for row in rows], device=device)[:, None]
+    positions = first + torch.arange(length, device=device)
+    mask = (positions <= last)[:, None, None] if len({visible[row] for row in rows}) > 1 else None
+    positions = torch.minimum(positions, last)
+    blocks = batch.block_table[index[:, None], positions // block_size].long()
+    slots = blocks * block_size + positions % block_size
+    return DecodeGroup(index, slots.flatten(), length, positions, mask)
+
+
+def prefill(
+    spec: AttentionSpec,
+    q: torch.Tensor,
+    out: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
+    table: torch.Tensor,
+    block_size: int,
+    context: int,
+    sinks: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+) -> None:
+    """Attend the last ``len(q)`` tokens of one row with ``context`` tokens in the cache."""
+    num_queries = q.shape[0]
+    earlier = context - num_queries
+    oldest = max(earlier - (spec.window or context) + 1, 0)
+    key_positions = torch.arange(oldest, context, device=q.device)
+    slots = table[key_positions // block_size].long() * block_size + key_positions % block_size
+    keys, values = (cache.index_select(0, slots) for cache in caches)
+    for start in range(0, num_queries, QUERIES_AT_ONCE):
+        end = min(start + QUERIES_AT_ONCE, num_queries)
+        first = max(earlier + start - (spec.window or context) + 1, 0) - oldest
+        stop = earlier + end - oldest
+        query_positions = torch.arange(earlier + start, earlier + end, device=q.device)[:, None]
+        mask = key_positions[first:stop] <= query_positions
+        if spec.window is not None:
+            mask &= key_positions[first:stop] > query_positions - spec.window
+        out[start:end] = attend(
+            spec,
+            q[None, start:end],
+            keys[None, first:stop],
+            values[None, first:stop],
+            mask[None, None],
+            key_positions[None, first:stop],
+            sinks,
+            alibi_slopes,
+        )[0]
+
+
+def attend(
+    spec: AttentionSpec,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    key_positions: torch.Tensor,
+    sinks: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend ``q`` [B, Tq, H, D] to ``k``, ``v`` [B, Tk, H_kv, D] where ``mask`` (bool, to [B, H, Tq, Tk]) is set."""
+    if not spec.softcap and not spec.sinks and not spec.alibi:
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=spec.scale, enable_gqa=True
+        )
+        return out.transpose(1, 2)
+    shape = q.shape
+    q = q.unflatten(2, (spec.num_kv_heads, -1)).float()
+    scores = torch.einsum("bqhgd,bkhd->bhgqk", q, k.float()).flatten(1, 2) * spec.scale
+    if spec.softcap:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    if spec.alibi:
+        assert alibi_slopes is not None
+        # Distances are counted from the last key: a constant per query, the rest of the bias, leaves softmax alone.
+        distance = key_positions - key_positions.amax(dim=-1, keepdim=True)
+        scores = scores + alibi_slopes[:, None, None] * distance[:, None, None]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if spec.sinks:
+        assert sinks is not None
+        column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, column), dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    weights = weights.unflatten(1, (spec.num_kv_heads, -1))
+    return torch.einsum("bhgqk,bkhd->bqhgd", weights, v.float()).reshape(shape).to(v.dtype)
