@@ -27,32 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     from headrace.models.source import resolve  # loads what --help need not wait for
 
-    with Bar() as bar:
-        files = resolve(config.model, config.load, bar.update)
+    files = resolve(config.model, config.load)
     print(f"{files.name} is at {files.path}", file=sys.stderr)
     return 0
-
-
-class Bar:
-    """A progress bar on stderr, there only once there is progress, and only on a terminal. A context manager."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, done: int, total: int) -> None:
-        """``done`` of ``total`` bytes are here."""
-        if not self._progress.tasks:
-            self._progress.add_task("Downloading", total=total)
-        self._progress.update(self._progress.tasks[0].id, completed=done, total=total)
