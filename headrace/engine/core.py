@@ -1,0 +1,67 @@
+"""The step loop: plan, run, commit. Owns the overlap of steps; knows neither tensors nor processes nor text."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from headrace.engine.scheduler import Scheduler, Step
+from headrace.types import EngineInfo, Outputs, Plan, Sampled, Submit, TokenDelta
+
+STATS_INTERVAL = 1.0  # seconds between two Stats when nothing else is sent
+
+
+class Runner(Protocol):
+    """What the engine needs of whatever executes plans."""
+
+    steps_in_flight: int  # how many steps may be launched before the first is waited for
+
+    def execute(self, plan: Plan) -> Callable[[], Sampled]:
+        """Launch a step; the returned call waits for it and gives what it sampled."""
+        ...
+
+
+class Engine:
+    """Requests in, token deltas out. Single-threaded: the owner calls ``submit``, ``abort`` and ``step`` in turn."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, info: EngineInfo, seed: int):
+        self.scheduler = scheduler
+        self.runner = runner
+        self.info = info
+        self._random = random.Random(seed)
+        self._in_flight: deque[tuple[Step, Callable[[], Sampled]]] = deque()
+        self._stats_sent = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    def submit(self, submit: Submit) -> None:
+        seed = submit.params.seed
+        self.scheduler.submit(submit, self._random.getrandbits(63) if seed is None else seed)
+
+    def abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self.scheduler.abort(request_id)
+
+    def step(self) -> list[TokenDelta]:
+        """Launch the next step while earlier ones run, and commit the oldest once enough are under way."""
+        step = self.scheduler.plan()
+        if step is not None:
+            self._in_flight.append((step, self.runner.execute(step.plan)))
+        if self._in_flight and (step is None or len(self._in_flight) >= self.runner.steps_in_flight):
+            oldest, wait = self._in_flight.popleft()
+            return self.scheduler.commit(oldest, wait())
+        return []
+
+    def outputs(self, deltas: list[TokenDelta]) -> Outputs | None:
+        """The message for what a step gave: None if there is nothing to tell and the last word is recent."""
+        now = time.monotonic()
+        if not deltas and now - self._stats_sent < STATS_INTERVAL:
+            return None
+        self._stats_sent = now
+        return Outputs(now, deltas, self.scheduler.stats())
+
+    def reset_prefix_cache(self) -> None:
+        self.scheduler.kv.pool.forget_prefixes()
