@@ -34,7 +34,7 @@ def download(
         patterns = [glob.escape(name) for name in names]
         found = snapshot_download(repository, revision=revision, token=token, cache_dir=root, allow_patterns=patterns)
         return Path(found)
-    except (ConfigError, KeyboardInterrupt):
+    except ConfigError:
         raise
     except errors.HFValidationError as error:
         raise ConfigError(f"{repository!r} is neither a file nor a directory here, nor a valid hub id.") from error
@@ -51,12 +51,14 @@ def download(
         ) from error
     except Exception as error:  # which ones the HTTP client raises depends on huggingface_hub's version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    try:
-        found = snapshot_download(repository, revision=revision, cache_dir=root, local_files_only=True)
+    try:  # asking for no file at all, as the cache needn't hold those that were never wanted
+        found = snapshot_download(
+            repository, revision=revision, cache_dir=root, local_files_only=True, allow_patterns=[]
+        )
     except Exception as error:
         raise ConfigError(
-            f"{at} is no directory here and not in the cache, and the hub can't be reached ({reason}); "
+            f"{at} is no directory here and not in the cache, and can't be downloaded from the hub ({reason}); "
             "check the connection, or give the directory of a model that you have."
         ) from error
-    logger.warning("The hub can't be reached (%s); using the cached files of %s.", reason, at)
+    logger.warning("Nothing can be had from the hub (%s); using the cached files of %s.", reason, at)
     return Path(found)

@@ -146,23 +146,22 @@ def _find(name: str, revision: str | None, model: ModelOptions, load: LoadOption
         if path.suffix == ".safetensors":
             raise ConfigError(f"{name} is one file of a checkpoint; give the directory that it lies in.")
         return _gguf(name, path, load)
-    before, colon, wanted = name.rpartition(":")
-    if colon and Path(before).expanduser().is_dir():
-        return _in_directory(name, Path(before).expanduser(), wanted, load, weights)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or (not colon and name.endswith(".gguf")):
+    repository, _, wanted = name.partition(":")
+    if wanted and Path(repository).expanduser().is_dir():
+        return _in_directory(name, Path(repository).expanduser(), wanted, load, weights)
+    if name.startswith(("/", ".", "~")) or repository.count("/") > 1 or repository.endswith(".gguf"):
         raise ConfigError(f"There is no file or directory {name}.")
-    repository = before if colon else name
 
     def choose(names: list[str]) -> list[str]:
         top = [one for one in names if "/" not in one]
-        if colon or _only_gguf(top, load):
+        if wanted or _only_gguf(top, load):
             return [str(part) for part in parts(Path(choose_file(names, wanted, repository)))]
         code = (".py",) if model.trust_remote_code else ()
         texts = [one for one in top if one.endswith(TEXTS + code)]
         return texts + choose_weights(top, repository) if weights else texts
 
     directory = hub.download(repository, choose, revision, model.hf_token, load.download_dir)
-    return _in_directory(name, directory, wanted if colon else "", load, weights)
+    return _in_directory(name, directory, wanted, load, weights)
 
 
 def _in_directory(name: str, path: Path, wanted: str, load: LoadOptions, weights: bool) -> ModelFiles:

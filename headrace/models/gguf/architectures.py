@@ -115,6 +115,13 @@ def _gemma3(facts: Facts) -> dict[str, Any]:
     return _gemma(facts) | {"rope_parameters": ropes | {"sliding_attention": local}}
 
 
+def _phi2(facts: Facts) -> dict[str, Any]:
+    return {
+        "layer_norm_eps": facts("attention.layer_norm_epsilon"),
+        "intermediate_size": facts.shape("blk.0.ffn_up.weight")[0],
+    }
+
+
 def _phi3(facts: Facts) -> dict[str, Any]:
     original = facts.get("rope.scaling.original_context_length", facts("context_length"))
     return {
@@ -189,7 +196,7 @@ ARCHITECTURES = {
     "phi2": Architecture(
         "phi",
         "PhiForCausalLM",
-        lambda facts: {"layer_norm_eps": facts("attention.layer_norm_epsilon")},
+        _phi2,
         {
             "output_norm": "final_layernorm",
             "attn_output": "self_attn.dense",

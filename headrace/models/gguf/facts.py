@@ -60,7 +60,6 @@ class Facts:
 
 def common_fields(facts: Facts) -> dict[str, Any]:
     """The configuration fields that mean the same in every architecture."""
-    projection = facts.file.tensors.get("blk.0.attn_output.weight")
     metadata, heads = facts.file.metadata, facts("attention.head_count")
     return {
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
@@ -75,7 +74,7 @@ def common_fields(facts: Facts) -> dict[str, Any]:
         "max_position_embeddings": facts("context_length"),
         "tie_word_embeddings": not facts.has("output.weight"),
         "rope_parameters": rope_parameters(facts),
-        "dtype": DTYPES.get(projection.kind, "bfloat16") if projection else "bfloat16",
+        "dtype": DTYPES.get(facts.file.tensors["blk.0.attn_output.weight"].kind, "bfloat16"),
     } | facts.renamed(intermediate_size="feed_forward_length", rms_norm_eps="attention.layer_norm_rms_epsilon")
 
 
@@ -89,7 +88,9 @@ def end_tokens(metadata: dict[str, Any]) -> list[int]:
 
 
 def head_dim(facts: Facts) -> int:
-    return int(facts.get("attention.key_length") or facts("embedding_length") // facts("attention.head_count"))
+    """Size of a head; older files tell only by the shape of what multiplies all heads' outputs."""
+    heads = facts("attention.head_count")
+    return int(facts.get("attention.key_length") or facts.shape("blk.0.attn_output.weight")[1] // heads)
 
 
 def rope_parameters(facts: Facts) -> dict[str, Any]:

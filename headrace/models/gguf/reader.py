@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from headrace.errors import ConfigError
@@ -182,6 +183,8 @@ class _Header:
     def value(self, kind: GGUFValueType) -> Any:
         if kind is GGUFValueType.STRING:
             return self.string()
+        if kind is GGUFValueType.FLOAT32:  # as short as it was written: 1e-05 rather than 9.999999747378752e-06
+            return float(str(np.float32(self.take("f")[0])))
         if kind is not GGUFValueType.ARRAY:
             return self.take(SCALARS[kind])[0]
         of, count = GGUFValueType(*self.take("I")), *self.take("Q")

@@ -7,7 +7,7 @@ Knows no weights and no configuration.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gguf.constants import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -86,43 +86,46 @@ PRE_TOKENIZERS = _by_name(
 def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerFast":
     """The file's tokenizer, with its special tokens and chat template.
 
-    Raises ``ConfigError`` if the file has none, or one of a kind that isn't known.
+    Raises ``ConfigError`` if the file has none, or one of a kind that isn't known, or that is damaged.
     """
-    from transformers import PreTrainedTokenizerFast
-
     if "tokenizer.ggml.tokens" not in file.metadata:
         raise ConfigError(f"{file.path} holds no tokenizer; name one with --tokenizer, or use --skip-tokenizer-init.")
-    kind, tokens = file["tokenizer.ggml.model"], file["tokenizer.ggml.tokens"]
-    if kind == "gpt2":
-        tokenizer, add_bos = _byte_level(file, tokens)
-        special: dict[str, int | None] = dict.fromkeys(("bos", "eos", "unk"))
-    elif kind == "llama":
-        tokenizer, add_bos = _sentence_piece(file, tokens), True
-        special = {"bos": 1, "eos": 2, "unk": 0}
-    else:
+    kind = file["tokenizer.ggml.model"]
+    if kind not in ("gpt2", "llama"):
         raise ConfigError(
             f"{file.path} has a tokenizer of kind {kind!r}, but only gpt2 and llama are supported; name another with "
             "--tokenizer."
         )
+    try:
+        return _build(file, kind == "llama")
+    except ConfigError:
+        raise
+    except Exception as error:  # tokenizers raises that
+        raise ConfigError(f"The tokenizer in {file.path} is damaged: {error}.") from error
+
+
+def _build(file: GgufFile, sentence_piece: bool) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    metadata, tokens = file.metadata, file["tokenizer.ggml.tokens"]
+    tokenizer, add_bos = _sentence_piece(file, tokens) if sentence_piece else _byte_level(file, tokens)
     tokenizer.add_tokens(_added_tokens(file, tokens))
-    special |= {"pad": None}
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    for name, key in keys.items():
-        special[name] = file.metadata.get(f"tokenizer.ggml.{key}_token_id", special[name])
-    texts = {f"{name}_token": tokens[i] for name, i in special.items() if i is not None and i < len(tokens)}
+    special = {"bos": 1, "eos": 2, "unk": 0} if sentence_piece else {}
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        if (given := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            special[name] = given
+    texts = {name: tokens[i] for name, i in special.items() if i < len(tokens)}
     flags = {
-        "bos": file.metadata.get("tokenizer.ggml.add_bos_token", add_bos),
-        "eos": file.metadata.get("tokenizer.ggml.add_eos_token", False),
+        "bos": metadata.get("tokenizer.ggml.add_bos_token", add_bos),
+        "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
     }
-    ends = {
-        name: (texts[f"{name}_token"], special[name]) for name, on in flags.items() if on and f"{name}_token" in texts
-    }
+    ends = {name: (texts[name], special[name]) for name, on in flags.items() if on and name in texts}
     tokenizer.post_processor = _around(ends.get("bos"), ends.get("eos"))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=file.metadata.get("tokenizer.chat_template"),
+        chat_template=metadata.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
-        **texts,
+        **{f"{name}_token": text for name, text in texts.items()},
     )
 
 
@@ -135,7 +138,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
             "with --tokenizer."
         )
     pre = PRE_TOKENIZERS[name]
-    # Spaces within a merge's two parts can't occur: bytes are written as visible letters.
+    # A merge's parts hold no space of their own: bytes are written as visible letters.
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in file["tokenizer.ggml.merges"])]
     vocabulary = {text: i for i, text in enumerate(tokens)}
     tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=pre.ignore_merges))
@@ -147,10 +150,15 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     return tokenizer, pre.add_bos
 
 
-def _sentence_piece(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    """A SentencePiece tokenizer of the BPE kind: pieces join by score, what is no piece becomes bytes."""
+def _sentence_piece(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
+    """The same for a SentencePiece tokenizer of the BPE kind: pieces join by score, what is no piece becomes bytes.
+
+    The space before the text, where there is one, comes before each stretch between added tokens, as in llama.cpp.
+    """
     unknown = tokens[file.metadata.get("tokenizer.ggml.unknown_token_id", 0)]
-    merges = merges_by_score(tokens, file["tokenizer.ggml.scores"])
+    kinds = file.metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    pieces = [kind in (TokenType.NORMAL, TokenType.USER_DEFINED) for kind in kinds]
+    merges = merges_by_score(tokens, file["tokenizer.ggml.scores"], pieces)
     vocabulary = {text: i for i, text in enumerate(tokens)}
     tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -158,15 +166,15 @@ def _sentence_piece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    return tokenizer
+    return tokenizer, True
 
 
-def merges_by_score(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The pairs of pieces that together make a piece, in the order in which SentencePiece would join them."""
-    known = {text: i for i, text in enumerate(tokens)}
+def merges_by_score(tokens: Sequence[str], scores: Sequence[float], pieces: Sequence[bool]) -> list[tuple[str, str]]:
+    """The pairs of ``pieces`` that together make one, in the order in which SentencePiece would join them."""
+    known = {text: i for i, (text, piece) in enumerate(zip(tokens, pieces, strict=True)) if piece}
     merges = [
-        (-score, known[text[:cut]], known[text[cut:]])
-        for text, score in zip(tokens, scores, strict=True)
+        (-scores[i], known[text[:cut]], known[text[cut:]])
+        for text, i in known.items()
         for cut in range(1, len(text))
         if text[:cut] in known and text[cut:] in known
     ]
@@ -184,11 +192,10 @@ def _added_tokens(file: GgufFile, tokens: list[str]) -> list[AddedToken]:
     ]
 
 
-def _around(first: tuple[str, Any] | None, last: tuple[str, Any] | None) -> processors.PostProcessor:
+def _around(first: tuple[str, int] | None, last: tuple[str, int] | None) -> processors.PostProcessor:
     """What puts a token before and one after each text."""
-    ends = [end for end in (first, last) if end]
+    ends = {end for end in (first, last) if end}
     if not ends:
         return processors.ByteLevel(trim_offsets=False)
     single = [*([first[0]] if first else []), "$A", *([last[0]] if last else [])]
-    pair = [*single, *(["$B:1"] if not last else ["$B:1", f"{last[0]}:1"])]
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
+    return processors.TemplateProcessing(single=single, special_tokens=list(ends))
