@@ -136,8 +136,8 @@ def load_tokenizer(files: ModelFiles, model: ModelOptions, load: LoadOptions) ->
     ) from reason
 
 
-def _find(name: str, revision: str | None, model: ModelOptions, load: LoadOptions, weights: bool) -> ModelFiles:
-    path = Path(name).expanduser()
+def _find(name: str | None, revision: str | None, model: ModelOptions, load: LoadOptions, weights: bool) -> ModelFiles:
+    path = Path(name or "").expanduser()
     if not name or (name == packaged.NAME and not path.exists()):
         return _gguf(packaged.NAME, packaged.default_model(), load)
     if path.is_dir():
