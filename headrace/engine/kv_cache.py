@@ -72,7 +72,7 @@ class BlockPool:
         self._key_of = [None] * self.num_blocks
 
     def check_integrity(self, held: list[int]) -> None:
-        """Raise if counts, free list and keys disagree; ``held`` lists every block some request holds, repeats and all."""
+        """Raise if counts, free list and keys disagree; ``held`` lists the blocks of all requests, repeats and all."""
         references = [0] * self.num_blocks
         for block in held:
             references[block] += 1
@@ -138,7 +138,7 @@ class KVCache:
         return blocks[:end] if needed else [0] * len(hashes)
 
     def admit(self, request: Request, prefix: list[list[int]], num_new_tokens: int) -> list[NewBlocks] | None:
-        """Give a waiting request its cached ``prefix`` and room for ``num_new_tokens`` more; None if there is no room."""
+        """Give a waiting request its cached ``prefix`` and room for ``num_new_tokens`` more; None if that is too much."""
         for group, blocks in enumerate(prefix):
             request.blocks[group] = list(blocks)
         revived = sum(self.pool.is_free(block) for blocks in prefix for block in blocks if block)

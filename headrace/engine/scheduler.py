@@ -122,7 +122,7 @@ class Scheduler:
         return min(self._num_pending(request), budget, self.limits.long_prefill_token_threshold or budget)
 
     def _make_room(self, step: Step, request: Request, count: int) -> list[NewBlocks] | None:
-        """Blocks for ``count`` more tokens, preempting the last in order until they fit; None if ``request`` must wait."""
+        """Blocks for ``count`` more tokens, preempting the last in order for them; None if ``request`` must wait."""
         while (blocks := self.kv.extend(request, count)) is None:
             victim = self.running[-1]
             if victim.row in step.by_row:

@@ -1,0 +1,113 @@
+"""The parent's side of an engine process: starts it, talks to it, notices its death. Knows no text and no requests."""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from headrace.config import Config
+from headrace.engine.process import LENGTH_BYTES, Boot
+from headrace.errors import ConfigError, EngineDeadError
+from headrace.models.source import ModelFiles
+from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Progress, Shutdown, ToEngine
+
+STOP_SECONDS = 5.0  # that the engine gets to leave by itself
+
+
+class EngineProcess:
+    """One engine process, and the two sockets to it. Use ``start``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, directory: Path, context: zmq.asyncio.Context):
+        self.process = process
+        self._directory = directory
+        self._context = context
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._push, self._pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+        for socket, name in ((self._push, "in"), (self._pull, "out")):
+            socket.set_hwm(0)
+            socket.linger = 0
+            socket.bind(_address(directory, name))
+        self.heard_at = time.monotonic()  # when the engine last said anything
+        self.last_words: Fatal | None = None
+        self._exit = asyncio.ensure_future(process.wait())
+
+    @classmethod
+    async def start(
+        cls, config: Config, files: ModelFiles, on_progress: Callable[[Progress], None]
+    ) -> tuple["EngineProcess", EngineInfo]:
+        """Start an engine and wait until it is ready. Raises ``ConfigError``, or ``EngineDeadError`` if it dies."""
+        directory = Path(tempfile.mkdtemp(prefix="headrace-"))  # private to this user, as the sockets must be
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headrace.engine.process", stdin=asyncio.subprocess.PIPE
+        )
+        engine = cls(process, directory, zmq.asyncio.Context())
+        try:
+            boot = Boot(config.to_json(), files, _address(directory, "in"), _address(directory, "out"))
+            message = msgspec.msgpack.encode(boot)
+            assert process.stdin is not None  # it is a pipe
+            process.stdin.write(len(message).to_bytes(LENGTH_BYTES, "little") + message)
+            await process.stdin.drain()
+            while not isinstance(heard := await engine.receive(), EngineInfo):
+                if isinstance(heard, Progress):
+                    on_progress(heard)
+        except BaseException as error:
+            await engine.stop()
+            if isinstance(error, EngineDeadError) and engine.last_words and engine.last_words.user_error:
+                raise ConfigError(engine.last_words.message) from None
+            raise
+        return engine, heard
+
+    async def send(self, message: ToEngine) -> None:
+        await self._push.send(self._encoder.encode(message))
+
+    async def receive(self) -> Outputs | Progress | EngineInfo:
+        """The engine's next message. Raises ``EngineDeadError`` once it has died and said all it had to say."""
+        while True:
+            arriving = asyncio.ensure_future(self._pull.recv())
+            await asyncio.wait({arriving, self._exit}, return_when=asyncio.FIRST_COMPLETED)
+            if not arriving.done():
+                try:
+                    await asyncio.wait_for(asyncio.shield(arriving), 0.2)  # last words may still be on their way
+                except TimeoutError:
+                    arriving.cancel()
+                    raise EngineDeadError(self.death()) from None
+            message = self._decoder.decode(arriving.result())
+            self.heard_at = time.monotonic()
+            if not isinstance(message, Fatal):
+                return message
+            self.last_words = message
+
+    def death(self) -> str:
+        """Why the engine is gone, in one sentence."""
+        if self.last_words is not None:
+            return f"The engine failed: {self.last_words.message}"
+        code = self.process.returncode
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
+        return f"The engine process {how}."
+
+    async def stop(self) -> None:
+        """End the process, gently if it listens, and clean up. May be called more than once."""
+        if self.process.returncode is None and not self._push.closed:
+            await self.send(Shutdown())
+            try:
+                await asyncio.wait_for(asyncio.shield(self._exit), STOP_SECONDS)
+            except TimeoutError:
+                self.process.kill()
+            await self._exit
+        if not self._push.closed:
+            self._push.close()
+            self._pull.close()
+            self._context.term()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _address(directory: Path, name: str) -> str:
+    return f"ipc://{directory}/{name}"

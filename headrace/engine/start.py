@@ -1,0 +1,79 @@
+"""Builds an engine for a model: the one file here that loads torch. Knows the runner; does not know processes."""
+
+import logging
+from collections.abc import Callable
+
+import headrace.device as devices
+from headrace.config import Config
+from headrace.device import GIB
+from headrace.engine.core import Engine
+from headrace.engine.kv_cache import blocks_for
+from headrace.engine.scheduler import Limits, Scheduler
+from headrace.errors import ConfigError
+from headrace.models.source import ModelFiles
+from headrace.runner.runner import Runner
+from headrace.types import EngineInfo, Progress
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progress], None]) -> Engine:
+    """Load the model and size everything. Raises ``ConfigError`` if the options can't be met."""
+    runner = Runner(config, files, on_progress)
+    facts, layout = runner.facts, runner.layout
+    max_model_len = _fitting_length(runner)
+    if max_model_len < facts.max_model_len:
+        runner.fit(max_model_len)
+    limits = Limits(
+        max_num_batched_tokens=facts.max_num_batched_tokens,
+        max_num_seqs=facts.max_num_seqs,
+        max_model_len=max_model_len,
+        long_prefill_token_threshold=config.scheduler.long_prefill_token_threshold,
+        chunked_prefill=config.scheduler.enable_chunked_prefill,
+        by_priority=config.scheduler.scheduling_policy == "priority",
+    )
+    scheduler = Scheduler(limits, layout, config.cache.enable_prefix_caching)
+    per_request = _blocks(runner, max_model_len)
+    concurrency = (layout.num_blocks - 1) / per_request
+    info = EngineInfo(
+        architecture=runner.architecture,
+        device=devices.describe(runner.device),
+        dtype=str(facts.dtype).removeprefix("torch."),
+        vocab_size=runner.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=facts.eos_token_ids,
+        block_size=layout.block_size,
+        num_blocks=layout.num_blocks - 1,
+        kv_cache_tokens=int(concurrency * max_model_len),
+        max_concurrency=concurrency,
+        default_sampling=facts.default_sampling,
+        ledger=runner.ledger.entries,
+    )
+    logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
+    logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)
+    return Engine(scheduler, runner, info, config.model.seed)
+
+
+def _blocks(runner: Runner, num_tokens: int) -> int:
+    windows = [group.window for group in runner.layout.groups]
+    return blocks_for(windows, runner.layout.block_size, num_tokens, runner.facts.max_num_batched_tokens)
+
+
+def _fitting_length(runner: Runner) -> int:
+    """The context length to serve: as settled, or the largest that fits if that was asked for or there is less room."""
+    wanted, available = runner.facts.max_model_len, runner.layout.num_blocks - 1
+    if _blocks(runner, wanted) <= available:
+        return wanted
+    low, high = 0, wanted  # the largest length whose blocks are available lies in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _blocks(runner, middle) <= available else (low, middle)
+    if runner.facts.fit_model_len and low:
+        logger.info("The KV cache holds %d tokens of one request: serving contexts up to that", low)
+        return low
+    size = runner.layout.block_bytes
+    raise ConfigError(
+        f"One request of --max-model-len {wanted} needs {_blocks(runner, wanted) * size / GIB:.2f} GiB of KV cache, "
+        f"but {available * size / GIB:.2f} GiB are available; use --max-model-len {low} or less, or give the cache "
+        "more memory with --gpu-memory-utilization, --kv-cache-memory-bytes or, on a CPU, --cpu-kv-cache-gb."
+    )

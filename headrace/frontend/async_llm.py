@@ -1,0 +1,284 @@
+"""The asynchronous handle on an engine process: prompts in, streams of RequestOutputs out.
+
+Owns the requests under way and the engine's process; does not know HTTP. One task reads the engine's messages and
+wakes whoever waits for them; texts are tokenized in threads.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from headrace.config import Config
+from headrace.engine.client import EngineProcess
+from headrace.errors import EngineDeadError, HeadraceError, QueueFullError, RequestError, ShuttingDownError
+from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.observer import Observer
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.frontend.tracker import Track, Tracker
+from headrace.models import source
+from headrace.types import (
+    Abort,
+    EngineInfo,
+    Outputs,
+    Progress,
+    RequestOutput,
+    ResetPrefixCache,
+    SamplingParams,
+    Stats,
+)
+
+TOKENIZER_THREADS = 4
+
+
+class AsyncLLM:
+    """A served model. Make one with ``await AsyncLLM.start(config)``; end it with ``await shutdown()``."""
+
+    def __init__(self, config: Config, served_names: list[str], engine: EngineProcess, door: Door):
+        self.config, self.served_names = config, served_names
+        self.info: EngineInfo = door.info
+        self._engine, self._door = engine, door
+        self._tracker = Tracker()
+        self._news: dict[str, asyncio.Event] = {}  # by request id: set when there is something to give
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
+        self._stats = Stats()
+        self._draining = False
+        self._death: str | None = None
+        self._dead = asyncio.Event()
+        self._reader = asyncio.ensure_future(self._read())
+
+    @classmethod
+    async def start(cls, config: Config, on_progress: Callable[[Progress], None] | None = None) -> "AsyncLLM":
+        """Find the model, start its engine and wait until it is ready, loading the tokenizer meanwhile.
+
+        Raises ``ConfigError`` if it can't be served as asked, ``EngineDeadError`` if the engine fails.
+        """
+        files = await asyncio.to_thread(source.resolve, config.model, config.load)
+        tokenizing = asyncio.create_task(asyncio.to_thread(load_tokenizer, files, config))
+        try:
+            engine, info = await EngineProcess.start(config, files, on_progress or (lambda progress: None))
+        except BaseException:
+            tokenizing.cancel()
+            raise
+        try:
+            door = Door(config, info, await tokenizing)
+        except BaseException:
+            await engine.stop()
+            raise
+        return cls(config, config.model.served_model_name or [files.name], engine, door)
+
+    @classmethod
+    async def from_engine_args(cls, config: Config) -> "AsyncLLM":
+        """vLLM's name for ``start``."""
+        return await cls.start(config)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._door.tokenizer is None:
+            raise RequestError("This needs a tokenizer, and --skip-tokenizer-init left it out.")
+        return self._door.tokenizer
+
+    @property
+    def observers(self) -> list[Observer]:
+        return self._tracker.observers
+
+    @observers.setter
+    def observers(self, observers: list[Observer]) -> None:
+        self._tracker.observers = observers
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._tracker.tracks)
+
+    async def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[int]:
+        """Tokenize a prompt and make every check; nothing is queued. Raises what ``generate`` would."""
+        self._check_open()
+        if isinstance(prompt, list):
+            token_ids = self._door.admit(prompt, params, add_special_tokens, truncate_prompt_tokens)
+        else:
+            loop = asyncio.get_running_loop()
+            arguments = (prompt, params, add_special_tokens, truncate_prompt_tokens)
+            token_ids = await loop.run_in_executor(self._threads, self._door.admit, *arguments)
+        self._check_queue(len(token_ids))
+        return token_ids
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Outputs as ``sampling_params.output_kind`` asks for them. Closing the generator early aborts the request.
+
+        Raises ``RequestError``, ``QueueFullError`` or ``ShuttingDownError`` before anything is queued, and
+        ``EngineDeadError`` if the engine dies.
+        """
+        token_ids = await self.prepare(prompt, sampling_params, add_special_tokens, truncate_prompt_tokens)
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._tracker.tracks:
+            raise RequestError(f"The request id {request_id} is in use.", "request_id")
+        track = Track(request_id, self._door.text_of(prompt), token_ids, sampling_params, self._door.tokenizer)
+        submits = track.submits(self.info.eos_token_ids, priority, cache_salt)
+        self._tracker.add(track)
+        news = self._news[request_id] = asyncio.Event()
+        try:
+            for submit in submits:
+                await self._engine.send(submit)
+            while True:
+                await news.wait()
+                news.clear()
+                if self._death is not None and not track.finished:
+                    raise self._end_error()
+                output = track.output(self.config.frontend.stream_interval)
+                if output is not None:
+                    yield output
+                if track.finished:
+                    return
+        finally:
+            del self._news[request_id]
+            if self._tracker.tracks.get(request_id) is track:
+                await self._abort_now(request_id)
+
+    async def abort(self, request_ids: list[str] | str) -> None:
+        """End requests; their generators give what there is, with finish reason abort."""
+        for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
+            await self._abort_now(request_id)
+
+    async def reset_prefix_cache(self) -> None:
+        await self._engine.send(ResetPrefixCache())
+
+    async def _abort_now(self, request_id: str) -> None:
+        engine_ids = self._tracker.abort(request_id)
+        if event := self._news.get(request_id):
+            event.set()
+        if engine_ids and self._death is None:
+            await self._engine.send(Abort(engine_ids))
+
+    def _check_open(self) -> None:
+        if self._death is not None:
+            raise self._end_error()
+        if self._draining:
+            raise ShuttingDownError("The server is shutting down and takes no new requests.")
+
+    def _check_queue(self, num_tokens: int) -> None:
+        """Refuse what would wait behind more than the configured number of requests or tokens."""
+        limits = self.config.scheduler
+        waiting = [track for track in self._tracker.tracks.values() if not track.metrics.first_token_ts]
+        over = None
+        # Those that run without a token yet count too, up to the engine's own last count of what waits.
+        if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs + self._num_admitted():
+            over = "max_num_queued_reqs"
+        elif limits.max_num_queued_tokens is not None:
+            queued = sum(len(track.prompt_token_ids) for track in waiting)
+            if queued + num_tokens > limits.max_num_queued_tokens:
+                over = "max_num_queued_tokens"
+        if over:
+            for observer in self.observers:
+                observer.on_rejected(over)
+            raise QueueFullError(f"The queue is full (--{over.replace('_', '-')}); try again soon.")
+
+    def _num_admitted(self) -> int:
+        """Requests that wait for their first token but run already, by the engine's last word."""
+        started = sum(1 for track in self._tracker.tracks.values() if track.metrics.first_token_ts)
+        return max(0, self._stats.num_running - started)
+
+    # -- the engine -------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self._engine.receive()
+                if isinstance(message, Outputs):
+                    await self._take(message)
+        except EngineDeadError as error:
+            self._die(str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # a bug here must not leave requests waiting for ever
+            self._die(f"The reader of the engine's messages failed: {type(error).__name__}: {error}")
+            raise
+
+    async def _take(self, outputs: Outputs) -> None:
+        changed, stopped = self._tracker.take(outputs.deltas, time.monotonic())
+        for request_id in changed:
+            if event := self._news.get(request_id):
+                event.set()
+        if outputs.stats is not None:
+            self._stats = outputs.stats
+            for observer in self.observers:
+                observer.on_stats(outputs.stats)
+        if stopped:
+            await self._engine.send(Abort(stopped))
+
+    def _die(self, reason: str) -> None:
+        self._death = reason
+        self._dead.set()
+        for event in self._news.values():
+            event.set()
+
+    def _end_error(self) -> HeadraceError:
+        if self._draining:
+            return ShuttingDownError("The server shut down before the request was finished.")
+        return EngineDeadError(self._death or "The engine is gone.")
+
+    def health(self) -> str | None:
+        """None if all is well, else the reason. Looks at what is known; asks nobody."""
+        if self._death is not None:
+            return self._death
+        silence = time.monotonic() - self._engine.heard_at
+        if self.num_unfinished and silence > self.config.frontend.engine_iteration_timeout:
+            return f"The engine has work but has said nothing for {silence:.0f} s."
+        return None
+
+    async def check_health(self) -> None:
+        """Raise ``EngineDeadError`` unless ``health`` is None."""
+        if reason := self.health():
+            raise EngineDeadError(reason)
+
+    async def wait_dead(self) -> str:
+        """The reason, once the engine has died."""
+        await self._dead.wait()
+        return self._death or ""
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def start_draining(self) -> None:
+        """Take no new requests."""
+        self._draining = True
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Whether all requests finished within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.num_unfinished and time.monotonic() < deadline and self._death is None:
+            await asyncio.sleep(0.05)
+        return not self.num_unfinished
+
+    async def shutdown(self) -> None:
+        """End open requests with an error and the engine with them. May be called more than once."""
+        self._draining = True
+        if self._death is None:
+            self._die("The engine was shut down.")
+        self._reader.cancel()
+        await self._engine.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def __aenter__(self) -> "AsyncLLM":
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.shutdown()

@@ -1,0 +1,108 @@
+"""Token ids to text as they come, and the stop strings in it. Knows one sequence; does not know the engine."""
+
+from tokenizers.decoders import DecodeStream
+
+from headrace.frontend.tokenizer import Tokenizer
+
+PROMPT_TAIL = 6  # prompt tokens the first new token may depend on (leading spaces, merged characters)
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """The text of one sequence, growing token by token; text that may still turn into a stop string is held back."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: list[int],
+        *,
+        stop: list[str],
+        skip_special_tokens: bool = True,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+    ):
+        self.text = ""
+        self.stopped_by: str | None = None
+        self._stop, self._include_stop, self._min_tokens = stop, include_stop, min_tokens
+        self._num_tokens = 0
+        self._hold = 0 if include_stop or not stop else max(map(len, stop)) - 1
+        self._num_given = 0
+        self._decode = _decoder(tokenizer, prompt_token_ids[-PROMPT_TAIL:], skip_special_tokens)
+
+    def add(self, token_ids: list[int], *, ends: bool) -> bool:
+        """Take new tokens, the last of which (if ``ends``) is a stop token that has no text; True at a stop string."""
+        for place, token_id in enumerate(token_ids):
+            self._num_tokens += 1
+            before = len(self.text)
+            if ends and place == len(token_ids) - 1:
+                break
+            self.text += self._decode(token_id)
+            if self._stop and self._num_tokens > self._min_tokens and self._find_stop(before):
+                return True
+        return False
+
+    def take(self, *, finished: bool) -> str:
+        """The text that is new since the last call and can't be part of a stop string to come."""
+        end = len(self.text) if finished else max(self._num_given, len(self.text) - self._hold)
+        piece, self._num_given = self.text[self._num_given : end], end
+        return piece
+
+    @property
+    def given(self) -> str:
+        """All text handed out so far."""
+        return self.text[: self._num_given]
+
+    def _find_stop(self, before: int) -> bool:
+        """Look for the first stop string that ends in what was added after ``before`` characters, and cut there."""
+        hits = []
+        for string in self._stop:
+            place = self.text.find(string, max(0, before - len(string) + 1))
+            if place >= 0:
+                hits.append((place, string))
+        if not hits:
+            return False
+        place, self.stopped_by = min(hits)
+        self.text = self.text[: place + len(self.stopped_by) if self._include_stop else place]
+        return True
+
+
+class _Stream:
+    """Decodes with the fast tokenizer's own incremental decoder."""
+
+    def __init__(self, tokenizer: Tokenizer, context: list[int], skip_special_tokens: bool):
+        self._tokenizer = tokenizer.hf._tokenizer
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(ids=context, skip_special_tokens=skip_special_tokens)
+
+    def __call__(self, token_id: int) -> str:
+        try:
+            return self._stream.step(self._tokenizer, token_id) or ""
+        except Exception as error:
+            if "Invalid prefix" not in str(error):
+                raise
+            # Bytes that never became a character leave the stream stuck: begin anew with this token.
+            self._stream = DecodeStream(skip_special_tokens=self._skip)
+            return self._stream.step(self._tokenizer, token_id) or ""
+
+
+class _Window:
+    """Decodes with any tokenizer: the text that the last few tokens gained by one more."""
+
+    def __init__(self, tokenizer: Tokenizer, context: list[int], skip_special_tokens: bool):
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._ids, self._num_read = list(context), len(context)
+
+    def __call__(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        known = self._tokenizer.decode(self._ids[: self._num_read], self._skip)
+        text = self._tokenizer.decode(self._ids, self._skip)
+        if len(text) <= len(known) or text.endswith(REPLACEMENT):
+            return ""
+        self._ids = self._ids[self._num_read - PROMPT_TAIL if self._num_read > PROMPT_TAIL else 0 :]
+        self._num_read = len(self._ids)
+        return text[len(known) :]
+
+
+def _decoder(tokenizer: Tokenizer, context: list[int], skip_special_tokens: bool) -> "_Stream | _Window":
+    kind = _Stream if tokenizer.hf.is_fast else _Window
+    return kind(tokenizer, context, skip_special_tokens)

@@ -1,0 +1,80 @@
+"""The way in, common to both handles on engines: prompts become token ids, and every check is made.
+
+Owns no requests: what passes here may be queued. Knows the tokenizer and the model's limits; knows no HTTP.
+"""
+
+import importlib
+from typing import Any
+
+from headrace.config import Config
+from headrace.errors import ConfigError, RequestError
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.frontend.validation import check_params, check_prompt
+from headrace.models.source import ModelFiles
+from headrace.types import EngineInfo, SamplingParams
+
+Prompt = str | list[int] | dict[str, Any]  # a text, its token ids, or {"prompt": …} or {"prompt_token_ids": …}
+
+
+class Door:
+    """Turns prompts into token ids that the engine may be given."""
+
+    def __init__(self, config: Config, info: EngineInfo, tokenizer: Tokenizer | None):
+        self.config, self.info, self.tokenizer = config, info, tokenizer
+        self._validators = [_validator(path) for path in config.model.logits_processors]
+
+    def admit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[int]:
+        """The prompt's token ids. Raises ``RequestError`` if it, or ``params`` with it, can't be served."""
+        token_ids = self._token_ids(prompt, add_special_tokens)
+        if truncate_prompt_tokens is not None:
+            keep = self.info.max_model_len - 1 if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+            token_ids = token_ids[-keep:] if keep > 0 else []
+        check_prompt(token_ids, self.info)
+        check_params(params, len(token_ids), self.config, self.info)
+        if self.tokenizer is None and (params.stop or params.bad_words):
+            raise RequestError("stop and bad_words need a tokenizer, and --skip-tokenizer-init left it out.", "stop")
+        for validate in self._validators:
+            try:
+                validate(params)
+            except ValueError as error:
+                raise RequestError(str(error), "vllm_xargs") from error
+        return token_ids
+
+    def text_of(self, prompt: Prompt) -> str | None:
+        """The prompt as text, if that is how it came."""
+        if isinstance(prompt, dict):
+            prompt = prompt.get("prompt", [])
+        return prompt if isinstance(prompt, str) else None
+
+    def _token_ids(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+        if isinstance(prompt, dict):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown or not prompt:
+                raise RequestError("A prompt dictionary holds either prompt or prompt_token_ids.", "prompt")
+            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("Text prompts need a tokenizer, and --skip-tokenizer-init left it out.", "prompt")
+            return self.tokenizer.encode(prompt, add_special_tokens)
+        if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
+            raise RequestError("A prompt is a text or a list of token ids.", "prompt")
+        return prompt
+
+
+def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:
+    return None if config.model.skip_tokenizer_init else Tokenizer.load(files, config)
+
+
+def _validator(path: str) -> Any:
+    """What a custom logits processor checks requests with."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name).validate_params
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--logits-processors {path} can't be loaded as module:Class: {error}.") from error

@@ -1,0 +1,196 @@
+"""The synchronous handle: an engine in this process, for scripts and notebooks. Knows neither processes nor HTTP."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from headrace import types
+from headrace.config import Config
+from headrace.engine.core import Engine
+from headrace.errors import RequestError
+from headrace.frontend.chat import load_chat_template, render_chat
+from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.frontend.tracker import Track, Tracker
+from headrace.models import source
+from headrace.types import OutputKind, RequestOutput, SamplingParams
+
+Messages = list[dict[str, Any]]
+
+
+class LLM:
+    """A model to generate with: ``LLM("path or hub id").generate("Hello")``. Options are those of the command line.
+
+    Raises ``ConfigError`` if the model can't be served as asked.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any):
+        from headrace.engine.start import build_engine  # loads torch
+
+        self.config = Config.from_kwargs(**({"model": model} if model else {}), **options)
+        files = source.resolve(self.config.model, self.config.load)
+        on_progress: Callable[[types.Progress], None] = lambda progress: None  # noqa: E731
+        self._engine: Engine | None = build_engine(self.config, files, on_progress)
+        self.info = self._engine.info
+        self._door = Door(self.config, self.info, load_tokenizer(files, self.config))
+        self._tracker = Tracker()
+        self._ids = map(str, itertools.count())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._door.tokenizer is None:
+            raise RequestError("This needs a tokenizer, and skip_tokenizer_init left it out.")
+        return self._door.tokenizer
+
+    def get_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self.tokenizer.hf
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's makers advise."""
+        return SamplingParams(**self.info.default_sampling)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one or many prompts (texts or token ids); the outputs are in their order.
+
+        ``sampling_params``: one for all, or one a prompt; the model's defaults if None. Raises ``RequestError`` before
+        anything runs if one prompt or its parameters can't be served.
+        """
+        many = _as_list(prompts)
+        params = self._params(sampling_params, len(many))
+        tracks = [self._track(prompt, p, True) for prompt, p in zip(many, params, strict=True)]
+        return self._run(tracks, use_tqdm, priority or [0] * len(many))
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``."""
+        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        options = self.config.frontend
+        texts = [
+            render_chat(
+                self.tokenizer,
+                conversation,
+                chat_template=chat_template or load_chat_template(options.chat_template),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                content_format=options.chat_template_content_format,
+                template_kwargs=options.default_chat_template_kwargs | (chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        params = self._params(sampling_params, len(texts))
+        tracks = [self._track(text, p, False) for text, p in zip(texts, params, strict=True)]
+        return self._run(tracks, use_tqdm, [0] * len(texts))
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """One prompt's outputs as they come, each with what is new; closing the iterator ends the request."""
+        params = (sampling_params or self.get_default_sampling_params()).clone(output_kind=OutputKind.DELTA)
+        track = self._track(prompt, params, True)
+        self._submit(track, 0)
+        try:
+            while not track.finished:
+                if track.request_id in self._step() and (output := track.output()):
+                    yield output
+        finally:
+            self._alive.abort(self._tracker.abort(track.request_id))
+
+    def reset_prefix_cache(self) -> None:
+        self._alive.reset_prefix_cache()
+
+    def shutdown(self) -> None:
+        """Free the model and its memory."""
+        self._engine = None
+
+    @property
+    def _alive(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("This LLM has been shut down.")
+        return self._engine
+
+    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if given is None:
+            given = self.get_default_sampling_params()
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if len(given) != count:
+            raise RequestError(f"There are {count} prompts but {len(given)} sampling parameters.")
+        return list(given)
+
+    def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
+        token_ids = self._door.admit(prompt, params, add_special_tokens)
+        return Track(next(self._ids), self._door.text_of(prompt), token_ids, params, self._door.tokenizer)
+
+    def _submit(self, track: Track, priority: int) -> None:
+        self._tracker.add(track)
+        for submit in track.submits(self.info.eos_token_ids, priority, None):
+            self._alive.submit(submit)
+
+    def _step(self) -> dict[str, Track]:
+        """One engine step; returns the requests that it changed."""
+        changed, stopped = self._tracker.take(self._alive.step(), time.monotonic())
+        self._alive.abort(stopped)
+        return changed
+
+    def _run(self, tracks: list[Track], use_tqdm: bool, priority: Sequence[int]) -> list[RequestOutput]:
+        for track, urgency in zip(tracks, priority, strict=True):
+            self._submit(track, urgency)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )
+        try:
+            with Progress(*columns, disable=not use_tqdm) as bar:
+                task, started, done, tokens = (
+                    bar.add_task("Prompts", total=len(tracks), speed=""),
+                    time.monotonic(),
+                    0,
+                    0,
+                )
+                while self._tracker.tracks:
+                    for track in self._step().values():
+                        if track.finished:
+                            done += 1
+                            tokens += track.metrics.num_generation_tokens
+                            speed = f"{tokens / (time.monotonic() - started):.1f} output tok/s"
+                            bar.update(task, completed=done, speed=speed)
+        except BaseException:  # an interrupt leaves nothing running
+            for request_id in list(self._tracker.tracks):
+                self._alive.abort(self._tracker.abort(request_id))
+            raise
+        return [_final(track) for track in tracks]
+
+
+def _final(track: Track) -> RequestOutput:
+    track.params = track.params.clone(output_kind=OutputKind.CUMULATIVE)
+    output = track.output()
+    assert output is not None  # a cumulative output always is
+    return output
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, told apart: a list of integers is one prompt of token ids."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]

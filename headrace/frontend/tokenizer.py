@@ -1,0 +1,71 @@
+"""Text to token ids and back, over transformers' tokenizers. Owns nothing but the tokenizer; knows no requests."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from headrace.config import Config
+from headrace.errors import RequestError
+from headrace.models import source
+from headrace.models.source import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+
+class Tokenizer:
+    """A thin, thread-safe view of ``hf``, the transformers tokenizer."""
+
+    def __init__(self, hf: "PreTrainedTokenizerBase"):
+        self.hf = hf
+
+    @classmethod
+    def load(cls, files: ModelFiles, config: Config) -> "Tokenizer":
+        return cls(source.load_tokenizer(files, config.model, config.load))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of ``text``, between the special tokens the model expects if they are to be added."""
+        ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return str(self.hf.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; a replacement character stands for bytes that are no character by themselves."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_strings(self, ids: list[int]) -> list[str]:
+        """The vocabulary's own spelling of each token."""
+        return [str(token) for token in self.hf.convert_ids_to_tokens(ids)]
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return len(self.hf)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        token_id: int | None = self.hf.eos_token_id
+        return token_id
+
+    @property
+    def bos_token(self) -> str | None:
+        token: str | None = self.hf.bos_token
+        return token
+
+    @property
+    def chat_template(self) -> str | None:
+        template: str | None = self.hf.chat_template
+        return template
+
+    def bad_word_ids(self, words: list[str]) -> list[list[int]]:
+        """Every spelling of ``words`` as tokens: at the beginning of a text and after a space."""
+        found = []
+        for word in words:
+            bare = word.lstrip()
+            if not bare:
+                raise RequestError("bad_words can't contain an empty string.", "bad_words")
+            for text in (bare, " " + bare):
+                ids = self.encode(text, add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        return found

@@ -1,0 +1,69 @@
+"""The checks a request must pass before anything is queued: the one validator of every route and handle.
+
+Ranges of single fields are ``SamplingParams``' own; here are those that need the model. Knows no engine and no HTTP.
+"""
+
+from collections.abc import Iterable
+
+from headrace.config import Config
+from headrace.errors import RequestError
+from headrace.types import EngineInfo, SamplingParams
+
+MAX_BAD_WORDS = 1024
+
+
+def check_prompt(token_ids: list[int], info: EngineInfo) -> None:
+    """Raise ``RequestError`` unless the model can go on from this prompt."""
+    if not token_ids:
+        raise RequestError("The prompt is empty; it needs at least one token.", "prompt")
+    if len(token_ids) >= info.max_model_len:
+        raise RequestError(
+            f"The prompt has {len(token_ids)} tokens, but the model's context is {info.max_model_len} tokens and must "
+            "hold at least one output token too; shorten the prompt.",
+            "input_tokens",
+        )
+    _check_ids(token_ids, info.vocab_size, "prompt")
+
+
+def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config, info: EngineInfo) -> None:
+    """Raise ``RequestError`` if ``params`` ask for what this model or server can't give."""
+    room = info.max_model_len - num_prompt_tokens
+    if params.max_tokens is not None and params.max_tokens > room:
+        raise RequestError(
+            f"max_tokens {params.max_tokens} is too large: the context of {info.max_model_len} tokens leaves {room} "
+            f"after the prompt's {num_prompt_tokens}.",
+            "max_tokens",
+        )
+    if params.min_tokens > room:
+        raise RequestError(f"min_tokens {params.min_tokens} is more than the {room} the context leaves.", "min_tokens")
+    if params.allowed_token_ids is not None and not params.allowed_token_ids:
+        raise RequestError("allowed_token_ids can't be empty.", "allowed_token_ids")
+    _check_ids(params.allowed_token_ids or (), info.vocab_size, "allowed_token_ids")
+    _check_ids(params.logit_bias or (), info.vocab_size, "logit_bias")
+    _check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+    for value in (params.logit_bias or {}).values():
+        if not -100 <= value <= 100:
+            raise RequestError(f"logit_bias values must be in [-100, 100], got {value}.", "logit_bias")
+    for name in ("logprobs", "prompt_logprobs"):
+        _check_logprobs(name, getattr(params, name), config, info)
+    if len(params.bad_words) > MAX_BAD_WORDS:
+        raise RequestError(f"bad_words can hold at most {MAX_BAD_WORDS} words.", "bad_words")
+    if params.top_k >= 2**31:
+        raise RequestError("top_k must be less than 2**31.", "top_k")
+
+
+def _check_logprobs(name: str, value: int | None, config: Config, info: EngineInfo) -> None:
+    if value is None:
+        return
+    most = config.model.max_logprobs
+    wanted = info.vocab_size if value == -1 else value
+    if most != -1 and wanted > most:
+        raise RequestError(f"{name} must be at most {most} (--max-logprobs), got {value}.", name)
+    if wanted > info.vocab_size:
+        raise RequestError(f"{name} must be at most the vocabulary's {info.vocab_size}, got {value}.", name)
+
+
+def _check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(f"{param} has token id {token_id}; the vocabulary has 0 to {vocab_size - 1}.", param)

@@ -1,0 +1,129 @@
+"""What the model and the options together settle: data type, context length, limits of a step, sampling defaults.
+
+Each answer is found once, at start-up. Knows configs and devices; does not know layers or requests.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from transformers import PretrainedConfig
+
+from headrace.config import MODEL_LEN_THAT_FITS, Config
+from headrace.device import GIB, total_memory
+from headrace.errors import ConfigError
+from headrace.types import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
+LARGE_GPU = 70 * GIB
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The settled values."""
+
+    dtype: torch.dtype
+    max_model_len: int
+    fit_model_len: bool  # shorten max_model_len to what the KV cache holds
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    block_size: int
+    eos_token_ids: list[int]
+    default_sampling: dict[str, Any]
+
+
+def settle(config: Config, hf_config: PretrainedConfig, generation: dict[str, Any], device: torch.device) -> Facts:
+    """Raises ``ConfigError`` if an option can't go with the model or the device."""
+    text = hf_config.get_text_config()
+    max_model_len = _max_model_len(config, text)
+    large = device.type == "cuda" and total_memory(device) >= LARGE_GPU
+    max_num_seqs = config.scheduler.max_num_seqs or (1024 if large else 256)
+    batched = config.scheduler.max_num_batched_tokens or (8192 if large else 2048)
+    if not config.scheduler.enable_chunked_prefill and batched < max_model_len:
+        if config.scheduler.max_num_batched_tokens is not None and config.model.max_model_len is not None:
+            raise ConfigError(
+                f"Without chunked prefill a step must hold a whole prompt: --max-num-batched-tokens {batched} is less "
+                f"than --max-model-len {max_model_len}; raise the one, lower the other, or enable chunked prefill."
+            )
+        batched = max_model_len
+    batched = max(batched, max_num_seqs) if config.scheduler.max_num_batched_tokens is None else batched
+    return Facts(
+        dtype=_dtype(config.model.dtype, text, device),
+        max_model_len=max_model_len,
+        fit_model_len=config.model.max_model_len == MODEL_LEN_THAT_FITS,
+        max_num_batched_tokens=batched,
+        max_num_seqs=max_num_seqs,
+        block_size=config.cache.block_size or 16,
+        eos_token_ids=_eos_token_ids(text, generation),
+        default_sampling=_default_sampling(generation | config.model.override_generation_config),
+    )
+
+
+def _dtype(name: str, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32  # the fastest without bf16 instructions, and exact for every checkpoint
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else DTYPES.get(str(config.dtype))
+    return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+def _max_model_len(config: Config, text: PretrainedConfig) -> int:
+    limit = model_limit(text)
+    wanted = config.model.max_model_len
+    if config.model.disable_sliding_window and (window := getattr(text, "sliding_window", None)):
+        limit = min(limit or window, window)
+    if limit is None:
+        if wanted is None or wanted == MODEL_LEN_THAT_FITS:
+            raise ConfigError("The model's config.json names no context length; give one with --max-model-len.")
+        return wanted
+    if wanted is None or wanted == MODEL_LEN_THAT_FITS:
+        return limit
+    if wanted > limit and not config.model.allow_long_max_model_len:
+        raise ConfigError(
+            f"--max-model-len {wanted} is more than the {limit} tokens the model can take; use {limit} or less, or "
+            "--allow-long-max-model-len if you know that its positions go further."
+        )
+    return wanted
+
+
+def model_limit(text: PretrainedConfig) -> int | None:
+    """The longest context, in tokens, that the model's positions are made for; None if its config doesn't say."""
+    limit = next((value for key in LENGTH_KEYS if (value := getattr(text, key, None))), None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if limit is None or not factor:
+        return limit
+    if kind == "yarn":
+        return max(limit, int((rope.get("original_max_position_embeddings") or limit) * factor))
+    return int(limit * factor) if kind in ("linear", "dynamic") else limit
+
+
+def _eos_token_ids(text: PretrainedConfig, generation: dict[str, Any]) -> list[int]:
+    ids = generation.get("eos_token_id", getattr(text, "eos_token_id", None))
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    """Those of the model's advised settings that requests can be given, by SamplingParams' names."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    found = {name: generation[name] for name in names if generation.get(name) is not None}
+    if (most := generation.get("max_new_tokens")) is not None:
+        found["max_tokens"] = most
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
+    msgspec.convert(found, SamplingParams)  # a broken generation_config.json shows at start-up
+    if found:
+        logger.info("Sampling defaults of the model: %s (--generation-config vllm turns them off)", found)
+    return found

@@ -1,0 +1,116 @@
+"""Users' own logits processors, by vLLM's interface: ``--logits-processors module:Class``.
+
+A processor sees the rows of a batch by index: it is told with ``update_state`` which requests come, go and move, and
+changes their logits in ``apply``. Owns that interface and its bookkeeping; does not know how logits are sampled.
+"""
+
+import enum
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from headrace.config import Config
+from headrace.errors import ConfigError
+from headrace.types import NewRow, SamplingParams
+
+
+class MoveDirectionality(enum.Enum):
+    UNIDIRECTIONAL = 0  # the request at the first index moved to the second
+    SWAP = 1
+
+
+@dataclass(frozen=True)
+class BatchUpdate:
+    """What changed since the last step. Apply ``removed``, then ``added``, then ``moved``."""
+
+    batch_size: int
+    removed: Sequence[int] = ()
+    added: Sequence[
+        tuple[int, SamplingParams, list[int] | None, list[int]]
+    ] = ()  # index, params, prompt, output so far
+    moved: Sequence[tuple[int, int, MoveDirectionality]] = ()
+
+
+class LogitsProcessor(ABC):
+    """Base class of users' processors. The output lists given in ``added`` grow as the requests do."""
+
+    @abstractmethod
+    def __init__(self, config: Config, device: torch.device, is_pin_memory: bool): ...
+
+    @classmethod
+    def validate_params(cls, params: SamplingParams) -> None:
+        """Raise ``ValueError`` if ``params.extra_args`` doesn't suit this processor."""
+        return
+
+    @abstractmethod
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The changed logits, float32 [batch_size, vocab]; may work in place."""
+
+    @abstractmethod
+    def is_argmax_invariant(self) -> bool:
+        """Whether greedy sampling is left as it is."""
+
+    @abstractmethod
+    def update_state(self, batch_update: BatchUpdate | None) -> None: ...
+
+
+@dataclass
+class _Member:
+    fact: NewRow
+    output_ids: list[int] = field(default_factory=list)
+
+
+class ProcessorBatch:
+    """The processors and the batch as they see it: index i is row i of the logits."""
+
+    def __init__(self, processors: list[LogitsProcessor]):
+        self.processors = processors
+        self._members: list[_Member] = []
+
+    def apply(self, logits: torch.Tensor, facts: list[NewRow]) -> torch.Tensor:
+        """``logits`` [S, V] of the requests ``facts``, changed by every processor in turn."""
+        update = self._update(facts)
+        for processor in self.processors:
+            processor.update_state(update)
+            logits = processor.apply(logits)
+        return logits
+
+    def record(self, token_ids: list[int]) -> None:
+        """Take the tokens sampled after the last ``apply``, in its order."""
+        for member, token_id in zip(self._members, token_ids, strict=True):
+            member.output_ids.append(token_id)
+
+    def _update(self, facts: list[NewRow]) -> BatchUpdate | None:
+        """The least change that makes the members those of ``facts``, in order: others are removed, new ones added."""
+        before = self._members
+        kept = [i for i, (member, fact) in enumerate(zip(before, facts, strict=False)) if member.fact is fact]
+        if len(kept) == len(before) == len(facts):
+            return None
+        known = {id(member.fact): member for member in before}
+        places = set(kept)
+        removed = [i for i in range(len(before)) if i not in places]
+        self._members = [
+            known.get(id(fact)) or _Member(fact, list(fact.token_ids[fact.num_prompt_tokens :])) for fact in facts
+        ]
+        added = [
+            (i, m.fact.params, m.fact.token_ids[: m.fact.num_prompt_tokens], m.output_ids)
+            for i, m in enumerate(self._members)
+            if i not in places
+        ]
+        return BatchUpdate(len(facts), sorted(removed, reverse=True), added)
+
+
+def load_processors(config: Config, device: torch.device) -> ProcessorBatch | None:
+    """The processors that ``--logits-processors`` names; None if it names none. Raises ``ConfigError``."""
+    processors = []
+    for path in config.model.logits_processors:
+        module, _, name = path.partition(":")
+        try:
+            processor_class = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"--logits-processors {path} can't be loaded as module:Class: {error}.") from error
+        processors.append(processor_class(config, device, device.type == "cuda"))
+    return ProcessorBatch(processors) if processors else None

@@ -1,0 +1,59 @@
+"""The persistent device rows: all tokens, the block tables and the sampling parameters of each running request.
+
+Rows change only when a request starts or gains blocks; each step's batch is gathered from them. Knows no schedule.
+"""
+
+import numpy as np
+import torch
+
+from headrace.device import to_device
+from headrace.types import NewBlocks, NewRow
+
+
+class Rows:
+    """``max_num_seqs`` rows. Device tensors: tokens int32 [rows, max_model_len], one table int32 [rows, blocks] a group."""
+
+    def __init__(self, num_rows: int, max_model_len: int, num_groups: int, block_size: int, device: torch.device):
+        self.device = device
+        self.max_blocks = -(-max_model_len // block_size)
+        self.tokens = torch.zeros(num_rows, max_model_len, dtype=torch.int32, device=device)
+        self.tables = torch.zeros(num_groups, num_rows, self.max_blocks, dtype=torch.int32, device=device)
+        self.floats = torch.zeros(num_rows, 3, device=device)  # temperature, top_p, min_p
+        self.integers = torch.zeros(num_rows, 2, dtype=torch.int64, device=device)  # seed, top_k
+        self.facts: list[NewRow | None] = [None] * num_rows  # the host's copy of what never changes
+
+    def apply(self, freed: list[int], new_rows: list[NewRow], new_blocks: list[NewBlocks]) -> None:
+        """Bring the rows up to date with a plan."""
+        for index in freed:
+            self.facts[index] = None
+        for row in new_rows:
+            self._start(row)
+        if new_blocks:
+            self._extend_tables(new_blocks)
+
+    def fact(self, row: int) -> NewRow:
+        fact = self.facts[row]
+        if fact is None:
+            raise RuntimeError(f"row {row} is planned but holds no request")
+        return fact
+
+    def _start(self, row: NewRow) -> None:
+        params = row.params
+        self.facts[row.row] = row
+        token_ids = torch.from_numpy(np.asarray(row.token_ids, dtype=np.int32))
+        self.tokens[row.row, : len(row.token_ids)] = to_device(token_ids, self.device)
+        floats = torch.tensor([params.temperature, params.top_p, params.min_p])
+        self.floats[row.row] = to_device(floats, self.device)
+        self.integers[row.row] = to_device(torch.tensor([row.seed, params.top_k]), self.device)
+
+    def _extend_tables(self, new_blocks: list[NewBlocks]) -> None:
+        """Write all new entries with one copy: flat positions in the tables, and block ids."""
+        num_rows = self.tables.shape[1]
+        places = [
+            np.arange(len(new.block_ids), dtype=np.int64)
+            + ((new.group * num_rows + new.row) * self.max_blocks + new.offset)
+            for new in new_blocks
+        ]
+        ids = [np.asarray(new.block_ids, dtype=np.int64) for new in new_blocks]
+        pair = to_device(torch.from_numpy(np.stack([np.concatenate(places), np.concatenate(ids)])), self.device)
+        self.tables.view(-1)[pair[0]] = pair[1].int()

@@ -1,0 +1,214 @@
+"""Joins model, attention, rows and sampler: loads a model, sizes its KV cache, executes plans.
+
+Knows tensors and files; does not know requests' text, queues or processes.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from headrace import device as devices
+from headrace.attention.select import select_backend
+from headrace.config import Config
+from headrace.device import GIB
+from headrace.models import loader, source
+from headrace.models.decoder import Decoder
+from headrace.models.registry import spec_for
+from headrace.models.source import ModelFiles
+from headrace.models.spec import Spec
+from headrace.runner import memory
+from headrace.runner.batch import gather
+from headrace.runner.facts import Facts, settle
+from headrace.runner.logits_processors import load_processors
+from headrace.runner.rows import Rows
+from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
+from headrace.types import KVCacheLayout, LedgerEntry, NewRow, Plan, PositionLogprobs, Progress, Sampled
+
+logger = logging.getLogger(__name__)
+
+PROMPT_LOGITS_AT_ONCE = 256  # positions whose whole-vocabulary logits are held at a time for prompt_logprobs
+
+
+class Ledger:
+    """Where start-up's seconds and bytes went."""
+
+    def __init__(self) -> None:
+        self.entries: list[LedgerEntry] = []
+        self._since = time.monotonic()
+
+    def record(self, stage: str, num_bytes: int = 0) -> None:
+        now = time.monotonic()
+        self.entries.append(LedgerEntry(stage, now - self._since, num_bytes))
+        self._since = now
+
+
+class Runner:
+    """One device's share of the engine. ``layout`` and ``facts`` tell the scheduler what it may plan."""
+
+    def __init__(self, config: Config, files: ModelFiles, on_progress: Callable[[Progress], None]):
+        self.config = config
+        self.ledger = Ledger()
+        self.device = devices.pick_device(config.model.device)
+        hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
+        generation = source.generation_config(files, config.model.generation_config)
+        self.facts: Facts = settle(config, hf_config, generation, self.device)
+        spec = spec_for(hf_config, self.facts.max_model_len)
+        self.architecture, self.vocab_size = spec.architecture, spec.vocab_size
+        self.ledger.record("model configuration")
+        self.model = self._load(build_decoder(config, spec, self.facts, self.device), files, on_progress)
+        self._attentions = self.model.attention_layers
+        self.layout = self._size_cache()
+        self.rows = self._rows(self.facts.max_model_len)
+        memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
+        self.ledger.record("KV cache", self.layout.num_blocks * self.layout.block_bytes)
+        self._processors = load_processors(config, self.device)
+        self.sampler = Sampler(self.rows, config.model.logprobs_mode, self._processors)
+        overlap = config.scheduler.async_scheduling and self.device.type != "cpu" and self._processors is None
+        self.steps_in_flight = 2 if overlap else 1
+
+    def fit(self, max_model_len: int) -> None:
+        """Serve contexts of up to ``max_model_len`` tokens only, fewer than were first planned for."""
+        self.rows = self._rows(max_model_len)
+        self.sampler = Sampler(self.rows, self.config.model.logprobs_mode, self._processors)
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan) -> Callable[[], Sampled]:
+        """Launch a step; the returned call waits for it and gives what it sampled."""
+        self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
+        batch = gather(plan, self.rows, self.layout.block_size)
+        hidden = self.model(batch.token_ids, batch.step)
+        prompts = self._prompt_logprobs(plan, hidden)
+        tokens, logprobs, facts = None, None, []
+        if plan.sampled:
+            facts = [self.rows.fact(plan.rows[i]) for i in plan.sampled]
+            lengths = [plan.starts[i] + plan.counts[i] for i in plan.sampled]
+            logits = self.model.logits(hidden[batch.sampled_tokens])
+            tokens, logprobs = self.sampler(logits, batch, facts, lengths)
+        return self._pending(tokens, logprobs, facts, prompts)
+
+    def _pending(
+        self,
+        tokens: torch.Tensor | None,
+        logprobs: TopLogprobs | None,
+        facts: list[NewRow],
+        prompts: dict[int, list[tuple[TopLogprobs, int]]],
+    ) -> Callable[[], Sampled]:
+        """Start the copies to the host; the returned call awaits them."""
+        ids = None if tokens is None else tokens.to("cpu", non_blocking=True)
+        logprobs = None if logprobs is None else logprobs.to_host()
+        prompts = {row: [(part.to_host(), count) for part, count in parts] for row, parts in prompts.items()}
+        done = None
+        if self.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+
+        def wait() -> Sampled:
+            if done is not None:
+                done.synchronize()
+            sampled = Sampled([] if ids is None else ids.tolist())
+            if self._processors is not None and ids is not None:
+                self._processors.record(sampled.token_ids)
+            if logprobs is not None:
+                counts = [fact.params.logprobs for fact in facts]
+                found = iter(logprobs.positions([count for count in counts if count is not None]))
+                sampled.logprobs = [None if count is None else next(found) for count in counts]
+            for row, parts in prompts.items():
+                sampled.prompt_logprobs[row] = _positions(parts)
+            return sampled
+
+        return wait
+
+    def _prompt_logprobs(self, plan: Plan, hidden: torch.Tensor) -> dict[int, list[tuple[TopLogprobs, int]]]:
+        """For each row that asks: its chunk's logprobs of the prompt tokens that follow each position."""
+        found: dict[int, list[tuple[TopLogprobs, int]]] = {}
+        first = 0
+        for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
+            fact = self.rows.fact(row)
+            wanted = fact.params.prompt_logprobs
+            last = min(start + count, fact.num_prompt_tokens - 1)  # the last token's successor is no prompt token
+            if wanted is not None and start < last:
+                parts = []
+                for begin in range(start, last, PROMPT_LOGITS_AT_ONCE):
+                    end = min(begin + PROMPT_LOGITS_AT_ONCE, last)
+                    logits = self.model.logits(hidden[first + begin - start : first + end - start])
+                    following = self.rows.tokens[row, begin + 1 : end + 1].long()
+                    parts.append((top_logprobs(self.sampler.normalize(logits), following, [wanted]), wanted))
+                found[row] = parts
+            first += count
+        return found
+
+    # -- start-up ---------------------------------------------------------------------------------------------------
+
+    def _load(self, model: Decoder, files: ModelFiles, on_progress: Callable[[Progress], None]) -> Decoder:
+        loader.load(
+            model,
+            files,
+            self.config.load.load_format,
+            lambda done, total: on_progress(Progress("Loading weights", done, total)),
+            self.config.model.seed,
+        )
+        model.eval().requires_grad_(False)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.ledger.record("weights", size)
+        logger.info("Model loading took %.2f GiB and %.2f seconds", size / GIB, self.ledger.entries[-1].seconds)
+        return model
+
+    def _size_cache(self) -> KVCacheLayout:
+        facts = self.facts
+        specs = [layer.spec for layer in self._attentions]
+        groups = memory.group_layers(specs)
+        num_bytes = memory.block_bytes(specs, groups, facts.block_size, facts.dtype)
+        peak = self._measure_step(groups, num_bytes) if self.device.type == "cuda" else 0
+        budget = memory.cache_budget(self.config, self.device, peak)
+        return memory.plan_cache(self.config, groups, facts.block_size, num_bytes, budget)
+
+    def _measure_step(self, groups: list[memory.KVGroup], num_bytes: int) -> int:
+        """Bytes that the largest step needs beside weights and cache, found by running it on a throwaway cache."""
+        facts = self.facts
+        length = min(facts.max_num_batched_tokens, facts.max_model_len)
+        num_blocks = -(-length // facts.block_size)
+        layout = KVCacheLayout(facts.block_size, num_blocks + 1, groups, num_bytes)
+        memory.bind_caches(self._attentions, layout, facts.dtype, self.device)
+        num_rows = -(-facts.max_num_batched_tokens // length)
+        rows = Rows(num_rows, length, len(groups), facts.block_size, self.device)
+        counts = [min(length, facts.max_num_batched_tokens - i * length) for i in range(num_rows)]
+        plan = Plan(0, list(range(num_rows)), [0] * num_rows, counts, list(range(num_rows)))
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode():
+            batch = gather(plan, rows, facts.block_size)
+            hidden = self.model(batch.token_ids, batch.step)
+            sampled = hidden[: facts.max_num_seqs]
+            logits = self.model.logits(sampled).log_softmax(dim=-1)
+            del logits, hidden, sampled, batch
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        empty = torch.zeros(0, device=self.device)
+        for layer in self._attentions:
+            layer.bind(empty, empty, 0)
+        # The persistent rows, too, must find room beside the cache.
+        row_bytes = facts.max_num_seqs * facts.max_model_len * 4 * (1 + len(groups) / facts.block_size)
+        self.ledger.record("memory measurement", peak)
+        return peak + int(row_bytes)
+
+    def _rows(self, max_model_len: int) -> Rows:
+        return Rows(
+            self.facts.max_num_seqs, max_model_len, len(self.layout.groups), self.layout.block_size, self.device
+        )
+
+
+def build_decoder(config: Config, spec: Spec, facts: Facts, device: torch.device) -> Decoder:
+    name = config.model.attention_backend
+    return Decoder(
+        spec,
+        facts.dtype,
+        device,
+        lambda attention: select_backend(name, attention, device, facts.dtype, facts.block_size),
+    )
+
+
+def _positions(parts: list[tuple[TopLogprobs, int]]) -> list[PositionLogprobs]:
+    return [entry for part, count in parts for entry in part.positions([count] * len(part.chosen))]

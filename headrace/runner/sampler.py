@@ -1,0 +1,150 @@
+"""From logits to token ids: bias and masks, penalties, then the draw; and the logprobs around it.
+
+The order is vLLM's: logit_bias and allowed tokens, min_tokens and bad words, penalties, then temperature, min_p, top_k
+and top_p inside ``ops.sample``. Everything is computed from the persistent rows, so a preempted request needs nothing
+restored. Knows no schedule and no model.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from headrace.device import to_device
+from headrace.ops.sample import sample
+from headrace.runner.batch import Batch
+from headrace.runner.logits_processors import ProcessorBatch
+from headrace.runner.rows import Rows
+from headrace.types import GREEDY_BELOW, Logprob, NewRow, PositionLogprobs
+
+ALL = -1  # logprobs of the whole vocabulary
+
+
+@dataclass(frozen=True)
+class TopLogprobs:
+    """Device tensors for P positions: the chosen token [P], its value and rank [P], and the top ids and values [P, K]."""
+
+    chosen: torch.Tensor
+    value: torch.Tensor
+    rank: torch.Tensor
+    top_ids: torch.Tensor
+    top_values: torch.Tensor
+
+    def to_host(self) -> "TopLogprobs":
+        """The same on the host; where they come from a GPU the copies may still be under way."""
+        parts = (self.chosen, self.value, self.rank, self.top_ids, self.top_values)
+        return TopLogprobs(*(part.to("cpu", non_blocking=True) for part in parts))
+
+    def positions(self, counts: list[int]) -> list[PositionLogprobs]:
+        """One entry a position, with its ``counts[i]`` top tokens; the tensors must be on the host by now."""
+        found: list[PositionLogprobs] = []
+        lists = (part.tolist() for part in (self.chosen, self.value, self.rank, self.top_ids, self.top_values))
+        for count, token, value, rank, ids, values in zip(counts, *lists, strict=True):
+            entry = {token: Logprob(value, rank)}
+            width = len(ids) if count == ALL else count
+            for place, (other, other_value) in enumerate(zip(ids[:width], values[:width], strict=True), 1):
+                entry.setdefault(other, Logprob(other_value, place))
+            found.append(entry)
+        return found
+
+
+def top_logprobs(scores: torch.Tensor, chosen: torch.Tensor, counts: list[int]) -> TopLogprobs:
+    """Of ``scores`` float32 [P, V] (log-probabilities or logits): ``chosen`` int64 [P] and the best max(counts)."""
+    width = scores.shape[-1] if ALL in counts else max(counts)
+    value = scores.gather(1, chosen[:, None])
+    top = scores.topk(width, dim=-1)
+    rank = (scores > value).sum(dim=-1) + 1
+    return TopLogprobs(chosen, value[:, 0], rank, top.indices, top.values)
+
+
+class Sampler:
+    """Draws the next tokens of the sampled rows and writes them into ``rows``. ``mode``: what logprobs report."""
+
+    def __init__(self, rows: Rows, mode: str, processors: ProcessorBatch | None):
+        self.rows = rows
+        self.processed = mode.startswith("processed")
+        self.normalize: Callable[[torch.Tensor], torch.Tensor] = (
+            (lambda scores: scores) if mode.endswith("logits") else (lambda scores: scores.log_softmax(dim=-1))
+        )
+        self.processors = processors
+
+    def __call__(
+        self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], lengths: list[int]
+    ) -> tuple[torch.Tensor, TopLogprobs | None]:
+        """``logits`` float32 [S, V], changed in place; ``facts`` and ``lengths`` (tokens so far) of the S rows."""
+        counts = [fact.params.logprobs for fact in facts]
+        wanted = [i for i, count in enumerate(counts) if count is not None]
+        raw = logits[wanted] if wanted and not self.processed else None  # a copy, taken before any change
+        self._restrict(logits, batch, facts, lengths)
+        self._penalize(logits, batch, facts, max(lengths))
+        if self.processors is not None:
+            logits = self.processors.apply(logits, facts)
+        floats, integers = self.rows.floats[batch.sampled_rows], self.rows.integers[batch.sampled_rows]
+        temperature, top_p, min_p = floats.unbind(-1)
+        seeds, top_k = integers.unbind(-1)
+        filtered = any(f.params.top_k or f.params.top_p < 1 or f.params.min_p for f in facts)
+        tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, batch.sampled_positions, filtered)
+        self.rows.tokens[batch.sampled_rows, batch.sampled_positions] = tokens.int()
+        if not wanted:
+            return tokens, None
+        if raw is None:
+            warm = temperature[wanted, None]
+            raw = logits[wanted] / torch.where(warm < GREEDY_BELOW, 1.0, warm)
+        return tokens, top_logprobs(self.normalize(raw), tokens[wanted], [counts[i] or 0 for i in wanted])
+
+    def _restrict(self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], lengths: list[int]) -> None:
+        """Apply what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
+        for i, (fact, length) in enumerate(zip(facts, lengths, strict=True)):
+            params, row = fact.params, logits[i]
+            if params.logit_bias:
+                ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
+                row.index_add_(0, ids, to_device(values, logits.device))
+            if params.allowed_token_ids is not None:
+                allowed = self._ids(params.allowed_token_ids)
+                kept = row[allowed]
+                row.fill_(-torch.inf)
+                row[allowed] = kept
+            if fact.stop_token_ids and length - fact.num_prompt_tokens < params.min_tokens:
+                row[self._ids(fact.stop_token_ids)] = -torch.inf
+            for word in fact.bad_word_ids:
+                self._forbid(row, fact, length, word)
+
+    def _forbid(self, row: torch.Tensor, fact: NewRow, length: int, word: list[int]) -> None:
+        """Rule out the last token of ``word`` where the output ends with the others. Compared on the device."""
+        start = length - (len(word) - 1)
+        if start < fact.num_prompt_tokens:
+            return
+        ending = self.rows.tokens[fact.row, start:length]
+        matches = (ending == self._ids(word[:-1])).all()
+        row[word[-1]] = torch.where(matches, -torch.inf, row[word[-1]])
+
+    def _penalize(self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], longest: int) -> None:
+        """Presence and frequency penalties count output tokens; repetition those of the prompt as well.
+
+        Counted anew from the rows' tokens each step: as cheap as a pass over the logits, and without state.
+        """
+        chosen = [
+            i
+            for i, fact in enumerate(facts)
+            if fact.params.presence_penalty or fact.params.frequency_penalty or fact.params.repetition_penalty != 1
+        ]
+        if not chosen:
+            return
+        device = logits.device
+        params = [facts[i].params for i in chosen]
+        values = [[p.presence_penalty, p.frequency_penalty, p.repetition_penalty] for p in params]
+        presence, frequency, repetition = to_device(torch.tensor(values), device).unsqueeze(-1).unbind(1)
+        prompts = to_device(torch.tensor([facts[i].num_prompt_tokens for i in chosen]), device)[:, None]
+        tokens = self.rows.tokens[batch.sampled_rows[chosen], :longest].long()
+        place = torch.arange(longest, device=device)
+        known = place < batch.sampled_positions[chosen][:, None]
+        zeros = torch.zeros(len(chosen), logits.shape[-1], device=device)
+        outputs = zeros.scatter_add(1, tokens, (known & (place >= prompts)).float())
+        seen = zeros.scatter_add(1, tokens, known.float()) > 0
+        scores = logits[chosen]
+        scaled = torch.where(scores > 0, scores / repetition, scores * repetition)
+        scores = torch.where(seen, scaled, scores)
+        logits[chosen] = scores - frequency * outputs - presence * (outputs > 0)
+
+    def _ids(self, token_ids: Iterable[int]) -> torch.Tensor:
+        return to_device(torch.tensor(list(token_ids), dtype=torch.int64), self.rows.device)
