@@ -63,7 +63,7 @@ def main() -> None:
 class Link:
     """The engine's ends of its two sockets, typed."""
 
-    def __init__(self, context: zmq.Context, boot: Boot):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], boot: Boot):
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
         self._pull, self._push = context.socket(zmq.PULL), context.socket(zmq.PUSH)

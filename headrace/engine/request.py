@@ -96,7 +96,7 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     def append(self, token_id: int) -> tuple[FinishReason | None, int | None]:
-        """Take a sampled token; returns why the request ends with it, if it does, and the stop token id if it was one."""
+        """Take a sampled token; returns why the request ends with it, if it does, and the stop id if it was one."""
         self.num_in_flight -= 1
         self.token_ids.append(token_id)
         if self.num_output_tokens >= self.submit.params.min_tokens:

@@ -81,7 +81,7 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``."""
-        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         options = self.config.frontend
         texts = [
             render_chat(

@@ -1,8 +1,10 @@
 """How the KV cache is cut and how large it may be. Owns its layout and sizing; knows no requests."""
 
 import logging
+import math
 from collections import defaultdict
 
+import numpy as np
 import torch
 
 from headrace.attention.backend import AttentionSpec
@@ -18,7 +20,7 @@ CPU_CACHE_LIMIT = 4 * GIB  # taken at most unless --cpu-kv-cache-gb says otherwi
 
 
 def group_layers(specs: list[AttentionSpec]) -> list[KVGroup]:
-    """Layers with one block table each: of the same window, and in groups of equal size where there are several windows.
+    """Layers that share a block table: of the same window, and in groups of equal size if there are several windows.
 
     Equal sizes let all groups draw blocks from one pool: the i-th layers of all groups share one cache tensor.
     """
@@ -82,8 +84,17 @@ def bind_caches(layers: list[Attention], layout: KVCacheLayout, dtype: torch.dty
     spec = layers[0].spec
     shape = (2, layout.num_blocks, layout.block_size, spec.num_kv_heads, spec.head_dim)
     size = max(len(group.layers) for group in layout.groups)
-    # Zeroed, since a padded read of a NaN would spoil a sum even where its weight is zero.
-    caches = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(size)]
+    caches = [_zeros(shape, dtype, device) for _ in range(size)]
     for index, group in enumerate(layout.groups):
         for layer, (keys, values) in zip(group.layers, caches, strict=False):
             layers[layer].bind(keys, values, index)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed, since a padded read of a NaN would spoil a sum even where its weight is zero.
+
+    On a CPU by NumPy, which leaves the pages to the kernel until they are used, where torch would write them all.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -11,7 +11,7 @@ from headrace.types import NewBlocks, NewRow
 
 
 class Rows:
-    """``max_num_seqs`` rows. Device tensors: tokens int32 [rows, max_model_len], one table int32 [rows, blocks] a group."""
+    """Device tensors: tokens int32 [rows, max_model_len], tables int32 [groups, rows, blocks], sampling parameters."""
 
     def __init__(self, num_rows: int, max_model_len: int, num_groups: int, block_size: int, device: torch.device):
         self.device = device

@@ -22,7 +22,7 @@ ALL = -1  # logprobs of the whole vocabulary
 
 @dataclass(frozen=True)
 class TopLogprobs:
-    """Device tensors for P positions: the chosen token [P], its value and rank [P], and the top ids and values [P, K]."""
+    """Device tensors for P positions: the chosen token, its value and rank [P], and the top ids and values [P, K]."""
 
     chosen: torch.Tensor
     value: torch.Tensor
