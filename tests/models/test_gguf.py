@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from headrace.errors import ConfigError
 from headrace.models import loader
+from headrace.models.gguf.architectures import ARCHITECTURES as ARCHITECTURES_OF_FILES
 from headrace.models.gguf.reader import GgufFile, GgufTensor
 from headrace.models.gguf.weights import values
 from headrace.models.registry import spec_for
@@ -291,3 +292,9 @@ def test_same_model_as_the_checkpoint(
         decoder.named_parameters(), loaded_decoder(expected, weights).parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=weight)
+
+
+def test_the_page_lists_every_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    section = page.split("## GGUF files")[1].split("##")[0]
+    assert [name for name in ARCHITECTURES_OF_FILES if f"`{name}`" not in section] == []
