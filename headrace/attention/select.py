@@ -26,7 +26,7 @@ def select_backend(
     """
     if name is not None and name not in BACKENDS:
         raise ConfigError(f"There is no attention backend {name!r}; there are {', '.join(BACKENDS)}.")
-    rejected = []
+    rejected: list[str] = []
     for candidate in [name] if name else BACKENDS:
         module, class_name = BACKENDS[candidate]
         backend = getattr(importlib.import_module(module), class_name)

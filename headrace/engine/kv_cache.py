@@ -138,7 +138,7 @@ class KVCache:
         return blocks[:end] if needed else [0] * len(hashes)
 
     def admit(self, request: Request, prefix: list[list[int]], num_new_tokens: int) -> list[NewBlocks] | None:
-        """Give a waiting request its cached ``prefix`` and room for ``num_new_tokens`` more; None if too few are free."""
+        """Give a waiting request its cached ``prefix`` and room for more tokens; None (and no change) without room."""
         for group, blocks in enumerate(prefix):
             request.blocks[group] = list(blocks)
         revived = sum(self.pool.is_free(block) for blocks in prefix for block in blocks if block)

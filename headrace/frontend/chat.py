@@ -59,7 +59,7 @@ def render_chat(
     try:
         text = tokenizer.hf.apply_chat_template(
             conversation,
-            tools=tools or None,
+            tools=list(tools) if tools else None,
             documents=documents or None,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,

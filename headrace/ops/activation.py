@@ -1,5 +1,7 @@
 """Activation functions of feed-forward layers, alone or multiplied with the gated input."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -10,7 +12,7 @@ def relu2(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).square()
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
