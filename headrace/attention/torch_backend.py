@@ -31,6 +31,10 @@ class TorchBackend:
 
     name = "torch"
 
+    def __init__(self) -> None:
+        self._batch: PagedBatch | None = None  # the last one seen: all layers of a step share its decode groups
+        self._groups: list[DecodeGroup] = []
+
     @staticmethod
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
         return None
@@ -48,7 +52,9 @@ class TorchBackend:
         """See ``Backend.run``. Waits for nothing on a CPU; on a GPU this is for tests only."""
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         caches = k_cache.view(-1, *k_cache.shape[2:]), v_cache.view(-1, *v_cache.shape[2:])
-        for group in decode_groups(batch, k_cache.shape[1], spec.window):
+        if self._batch is not batch:
+            self._batch, self._groups = batch, decode_groups(batch, k_cache.shape[1], spec.window)
+        for group in self._groups:
             n = len(group.rows)
             keys, values = (
                 cache.index_select(0, group.slots).view(n, group.length, *cache.shape[1:]) for cache in caches
@@ -158,6 +164,11 @@ def attend(
 ) -> torch.Tensor:
     """Attend ``q`` [B, Tq, H, D] to ``k``, ``v`` [B, Tk, H_kv, D] where ``mask`` (bool, to [B, H, Tq, Tk]) is set."""
     if not spec.softcap and not spec.sinks and not spec.alibi:
+        if q.shape[1] == 1:  # the heads that share keys go as queries of one head: nothing is repeated
+            q, shape = q.view(q.shape[0], spec.num_kv_heads, -1, spec.head_dim), q.shape
+            return F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), mask, scale=spec.scale).view(
+                shape
+            )
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=spec.scale, enable_gqa=True
         )
