@@ -67,9 +67,8 @@ def main() -> None:
                 run(prompts)
                 speeds[name].append(batch * LENGTH / (time.perf_counter() - started))
         for name, values in speeds.items():
-            print(
-                f"batch {batch:3d} {name:13s} {statistics.median(values):7.1f} tok/s ({min(values):.1f}-{max(values):.1f})"
-            )
+            spread = f"({min(values):.1f}-{max(values):.1f})"
+            print(f"batch {batch:3d} {name:13s} {statistics.median(values):7.1f} tok/s {spread}")
         ratio = statistics.median(speeds["headrace"]) / statistics.median(speeds["transformers"])
         print(f"batch {batch:3d} ratio {ratio:.2f}")
 
