@@ -9,7 +9,9 @@ import torch
 from headrace.ops.registry import op
 
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
-ROWS_AT_ONCE = 8  # keeps the reference's temporaries in a CPU's cache
+NUMBERS_AT_ONCE = 65_536  # keeps the reference's temporaries in a CPU's cache
+CANDIDATES = 64  # likeliest tokens looked at first; more only if a nucleus holds more
+BEYOND_NOISE = 1e30  # taken off the scores of dropped tokens
 
 # The mixing function is the finaliser of MurmurHash3 for 32 bits (Austin Appleby, public domain).
 MULTIPLIER_1 = 0x85EBCA6B
@@ -37,41 +39,44 @@ def sample(
 
     Source: Gumbel (1954); the argmax of log p + Gumbel noise is a sample of p.
     """
-    tokens = logits.argmax(dim=-1)
+    tokens = logits.max(dim=-1).indices  # of equals the first
     random = (temperature >= GREEDY_BELOW).nonzero().squeeze(-1)
-    for rows in random.split(ROWS_AT_ONCE):
+    rows_at_once = max(NUMBERS_AT_ONCE // logits.shape[-1], 1)
+    for start in range(0, len(random), rows_at_once):
+        rows = random[start : start + rows_at_once]
         scaled = logits[rows] / temperature[rows, None]
-        scores = scaled + gumbel(seeds[rows], positions[rows], logits.shape[-1])
+        scores = gumbel(seeds[rows], positions[rows], logits.shape[-1]).add_(scaled)
         if filtered:
             dropped = scaled < thresholds(scaled, top_k[rows], top_p[rows], min_p[rows])[:, None]
-            scores.masked_fill_(dropped, -torch.inf)
-        tokens[rows] = scores.argmax(dim=-1)
+            scores -= dropped * BEYOND_NOISE
+        tokens[rows] = scores.max(dim=-1).indices
     return tokens
 
 
 def thresholds(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """The least of the ``scaled`` logits [S, V] each row keeps, float32 [S]; arguments as for ``sample``."""
     vocab = scaled.shape[-1]
-    counts = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab).long()
-    bounded = counts < vocab
-    width = min(max(int(torch.where(bounded, counts, 1).max()), 64), vocab)
+    counts = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab).long()
+    limited = counts < vocab
+    width = min(max(int((counts * limited).max()), CANDIDATES), vocab)
+    best = scaled.topk(width).values  # descending
+    least = best[:, 0] + min_p.log()  # -inf if off
+    least = torch.where(limited, least.maximum(best.gather(1, counts[:, None].clamp(max=width) - 1)[:, 0]), least)
+    narrowing = top_p < 1
+    if not narrowing.any():
+        return least
+    peak = best[:, :1]
+    wanted = ((scaled - peak).exp_() * (scaled >= least[:, None])).sum(dim=-1) * top_p
     while True:
-        best = scaled.topk(width).values  # descending
-        peak = best[:, :1]
-        # log(0) = -inf keeps everything.
-        floor = peak[:, 0] + min_p.log()
-        kth = best.gather(1, counts.clamp(max=width)[:, None] - 1)[:, 0]
-        floor = torch.where(bounded, torch.maximum(floor, kth), floor)
-        weights = (scaled - peak).exp_().masked_fill_(scaled < floor[:, None], 0.0)
-        wanted = torch.where(top_p < 1, top_p * weights.sum(dim=-1), torch.inf)
-        heaviest = (best - peak).exp_().masked_fill_(best < floor[:, None], 0.0)
-        before = heaviest.cumsum(dim=-1) - heaviest  # the mass of the likelier tokens
-        last_kept = ((before < wanted[:, None]).sum(dim=-1) - 1).clamp(min=0)
-        undecided = (top_p < 1) & (last_kept == width - 1) & (best[:, -1] >= floor)
-        if width == vocab or not undecided.any():
-            nucleus = best.gather(1, last_kept[:, None])[:, 0]
-            return torch.where(top_p < 1, torch.maximum(floor, nucleus), floor)
-        width = min(width * 8, vocab)
+        weights = (best - peak).exp_() * (best >= least[:, None])
+        enough = weights.cumsum(dim=-1) >= wanted[:, None]
+        if best.shape[-1] == vocab or enough[narrowing, -1].all():
+            break
+        best = scaled.topk(min(best.shape[-1] * 16, vocab)).values
+    # The first token that makes the sum large enough; rounding of the sums may leave none.
+    last = torch.where(enough[:, -1], enough.int().argmax(dim=-1), best.shape[-1] - 1)
+    nucleus = best.gather(1, last[:, None])[:, 0]
+    return torch.where(narrowing, least.maximum(nucleus), least)
 
 
 def gumbel(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
@@ -97,12 +102,9 @@ def uniform(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.T
 
 def mix(x: torch.Tensor) -> torch.Tensor:
     """A bijection of int32 values that scatters them; products wrap around, shifts bring in zeros."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * (MULTIPLIER_1 - 2**32)
-    x ^= (x >> 13) & 0x7FFFF
-    x *= MULTIPLIER_2 - 2**32
-    x ^= (x >> 16) & 0xFFFF
-    return x
+    x = (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x).mul_(MULTIPLIER_1 - 2**32)
+    x = (x >> 13).bitwise_and_(0x7FFFF).bitwise_xor_(x).mul_(MULTIPLIER_2 - 2**32)
+    return (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x)
 
 
 def low_word(x: torch.Tensor) -> torch.Tensor:
