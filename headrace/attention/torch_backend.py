@@ -19,7 +19,7 @@ WASTE = 2.0  # decoding rows are padded to at most this multiple of their own ke
 class DecodeGroup:
     """Rows with one query token each, padded to the length of the longest."""
 
-    rows: torch.Tensor  # int64 [n]
+    rows: torch.Tensor | slice  # int64 [n], or the first n
     slots: torch.Tensor  # int64 [n * length]: cache slots of each row's visible keys, then of its last one repeated
     length: int
     positions: torch.Tensor  # int64 [n, length]: of those keys
@@ -55,9 +55,8 @@ class TorchBackend:
         if self._batch is not batch:
             self._batch, self._groups = batch, decode_groups(batch, k_cache.shape[1], spec.window)
         for group in self._groups:
-            n = len(group.rows)
             keys, values = (
-                cache.index_select(0, group.slots).view(n, group.length, *cache.shape[1:]) for cache in caches
+                cache.index_select(0, group.slots).view(-1, group.length, *cache.shape[1:]) for cache in caches
             )
             queries = q[group.rows][:, None]
             out[group.rows] = attend(
@@ -111,7 +110,8 @@ def decode_group(
     positions = torch.minimum(positions, last)
     blocks = batch.block_table[index[:, None], positions // block_size].long()
     slots = blocks * block_size + positions % block_size
-    return DecodeGroup(index, slots.flatten(), length, positions, mask)
+    leading = rows == list(range(len(rows)))
+    return DecodeGroup(slice(len(rows)) if leading else index, slots.flatten(), length, positions, mask)
 
 
 def prefill(

@@ -51,8 +51,7 @@ class Unquantized:
         pass
 
     def apply(self, layer: Weighted, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu" and x.numel() == x.shape[-1] and x.dtype == torch.float32:
-            # The library multiplies one row a third faster as a matrix-vector product.
-            y = torch.mv(layer.weight, x.flatten())
-            return (y if layer.bias is None else y + layer.bias).view(*x.shape[:-1], -1)
+        if x.shape[0] == 1 and x.ndim == 2 and x.is_cpu:  # a matrix-vector product is a third faster here
+            y = torch.mv(layer.weight, x[0])
+            return (y if layer.bias is None else y + layer.bias)[None]
         return F.linear(x, layer.weight, layer.bias)
