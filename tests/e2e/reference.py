@@ -1,0 +1,40 @@
+"""The default model in transformers, in float32, with the same dequantized weights: what outputs are compared with."""
+
+import torch
+from transformers import LlamaForCausalLM
+
+from headrace.config import Config
+from headrace.models import source
+from headrace.models.loader import load
+
+NEAR_TIE = 1e-3  # logits closer than this may change places: sums in another order differ by as much
+
+
+class Reference:
+    """Loaded by the loader itself, to which it looks like a decoder."""
+
+    def __init__(self) -> None:
+        config = Config()
+        files = source.resolve(config.model, config.load)
+        hf_config = source.load_config(files)
+        hf_config.dtype = torch.float32
+        self._model = LlamaForCausalLM(hf_config).float().eval()
+        self._missing = dict(self._model.named_parameters())
+        load(self, files)
+
+    def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            self._missing.pop(checkpoint_name).copy_(tensor)
+
+    def finish_loading(self) -> None:
+        assert not self._missing
+
+    def init_dummy(self, seed: int) -> None:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def logits(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+        """float32 [tokens, vocab]: what each of ``tokens``, which follow ``prompt``, was chosen from."""
+        ids = torch.tensor([prompt + tokens[:-1]])
+        logits: torch.Tensor = self._model(ids, logits_to_keep=len(tokens)).logits[0]
+        return logits
