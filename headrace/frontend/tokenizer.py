@@ -4,7 +4,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from headrace.config import Config
-from headrace.errors import RequestError
 from headrace.models import source
 from headrace.models.source import ModelFiles
 
@@ -62,8 +61,6 @@ class Tokenizer:
         found = []
         for word in words:
             bare = word.lstrip()
-            if not bare:
-                raise RequestError("bad_words can't contain an empty string.", "bad_words")
             for text in (bare, " " + bare):
                 ids = self.encode(text, add_special_tokens=False)
                 if ids and ids not in found:

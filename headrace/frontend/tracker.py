@@ -52,6 +52,7 @@ class Track:
     ):
         self.request_id, self.prompt, self.prompt_token_ids, self.params = request_id, prompt, prompt_token_ids, params
         self.tokenizer = tokenizer if params.detokenize else None
+        self._bad_word_ids = tokenizer.bad_word_ids(params.bad_words) if tokenizer else []
         self.metrics = RequestMetrics(arrival_time=time.time(), queued_ts=time.monotonic())
         self.sequences = [self._sequence(index) for index in range(params.n)]
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None
@@ -65,7 +66,6 @@ class Track:
 
     def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""
-        bad_words = self.tokenizer.bad_word_ids(self.params.bad_words) if self.tokenizer else []
         found = []
         for sequence in self.sequences:
             params = self.params.clone(n=1, stop=[], bad_words=[])
@@ -77,7 +77,7 @@ class Track:
                     prompt_token_ids=self.prompt_token_ids,
                     params=params,
                     eos_token_ids=eos_token_ids,
-                    bad_word_ids=bad_words,
+                    bad_word_ids=self._bad_word_ids,
                     priority=priority,
                     cache_salt=cache_salt,
                     arrival_time=self.metrics.queued_ts,

@@ -48,6 +48,8 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         _check_logprobs(name, getattr(params, name), config, info)
     if len(params.bad_words) > MAX_BAD_WORDS:
         raise RequestError(f"bad_words can hold at most {MAX_BAD_WORDS} words.", "bad_words")
+    if not all(word.strip() for word in params.bad_words):
+        raise RequestError("bad_words can't contain an empty string.", "bad_words")
     if params.top_k >= 2**31:
         raise RequestError("top_k must be less than 2**31.", "top_k")
 
