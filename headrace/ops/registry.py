@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
-import torch
-
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -24,17 +22,17 @@ TRITON_DEVICES = ("cuda", "xpu")
 class Op(Generic[P, R]):
     """An op as its callers see it: dispatches on the device of its first argument, a tensor.
 
-    Made of a torch ``reference``, which serves every device and defines what is right; ``@that_op.kernel`` adds the
-    Triton implementation of the same signature.
+    Made of a torch ``reference``, which serves every device and defines what is right; ``@the_op.on_triton`` adds a
+    Triton implementation with the same signature.
     """
 
     def __init__(self, reference: Callable[P, R]):
         self.reference = reference
-        self.triton: Callable[P, R] | None = None
+        self.triton = reference
         self._chosen: dict[str, Callable[P, R]] = {}
         functools.update_wrapper(self, reference)
 
-    def kernel(self, implementation: Callable[P, R]) -> Callable[P, R]:
+    def on_triton(self, implementation: Callable[P, R]) -> Callable[P, R]:
         self.triton = implementation
         return implementation
 
@@ -44,14 +42,10 @@ class Op(Generic[P, R]):
         return chosen(*args, **kwargs)
 
     def _choose(self, device_type: str) -> Callable[P, R]:
-        reason = "it has none" if self.triton is None else triton_unusable(device_type)
-        name = self.reference.__name__
-        if self.triton is None or reason is not None:
-            logger.info("%s on %s: torch (Triton kernel rejected: %s)", name, device_type, reason)
-            self._chosen[device_type] = self.reference
-        else:
-            logger.info("%s on %s: Triton kernel", name, device_type)
-            self._chosen[device_type] = self.triton
+        reason = triton_unusable(device_type)
+        choice = "Triton" if reason is None else f"torch (rejected Triton: {reason})"
+        logger.info("%s on %s: %s", self.reference.__name__, device_type, choice)
+        self._chosen[device_type] = self.triton if reason is None else self.reference
         return self._chosen[device_type]
 
 
@@ -63,17 +57,18 @@ def op(reference: Callable[P, R]) -> Op[P, R]:
 def triton_unusable(device_type: str) -> str | None:
     """Why Triton kernels can't run on such a device, or None if they can."""
     if device_type not in TRITON_DEVICES:
-        return f"Triton compiles nothing for {device_type}"
+        return f"it compiles nothing for {device_type}"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+        return "it is not installed"
     return None
 
 
 class Kernel:
-    """A Triton kernel, or a function that kernels call, compiled when first launched: ``kernel[grid](...)``.
+    """Triton code, compiled when first launched: ``kernel[grid](...)``.
 
-    The first launch of any of a module's kernels loads Triton and turns all of that module's kernels into
-    ``triton.jit`` functions; it also gives the module the name ``tl``, which it imports for type checkers only.
+    The first launch of any of a module's kernels loads Triton and turns all of that module's kernels, and the
+    functions they call, into ``triton.jit`` functions; it also sets the module's ``tl``, which the module itself
+    imports for type checkers only.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -90,13 +85,13 @@ class Kernel:
         return self._compiled
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any]) -> Any:
     """Mark a function as Triton code, as ``triton.jit`` would, without loading Triton."""
     return Kernel(function)
 
 
 def load_kernels(module: dict[str, Any]) -> None:
-    """Let Triton take over a module's kernels; Triton resolves what a kernel names among the module's globals."""
+    """Let Triton take over a module's kernels: it looks up what a kernel names among the module's globals."""
     triton = importlib.import_module("triton")
     module["tl"] = importlib.import_module("triton.language")
     for name, value in list(module.items()):
@@ -106,8 +101,3 @@ def load_kernels(module: dict[str, Any]) -> None:
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
-
-
-def on_device_of(tensor: torch.Tensor) -> Any:
-    """Context in which Triton launches on the tensor's device, also where that isn't the current one."""
-    return torch.get_device_module(tensor.device.type).device(tensor.device)

@@ -4,14 +4,22 @@ Owns the random numbers: a counter-based hash of (seed, position, token index), 
 and by Triton. Knows no requests and no penalties.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-from headrace.ops.registry import op
+from headrace.ops.registry import kernel, op
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 NUMBERS_AT_ONCE = 65_536  # keeps the reference's temporaries in a CPU's cache
 CANDIDATES = 64  # likeliest tokens looked at first; more only if a nucleus holds more
 BEYOND_NOISE = 1e30  # taken off the scores of dropped tokens
+TOKENS_A_PROGRAM = 4096
 
 # The mixing function is the finaliser of MurmurHash3 for 32 bits (Austin Appleby, public domain).
 MULTIPLIER_1 = 0x85EBCA6B
@@ -110,3 +118,199 @@ def mix(x: torch.Tensor) -> torch.Tensor:
 def low_word(x: torch.Tensor) -> torch.Tensor:
     """The low 32 bits of int64 values, as int32."""
     return ((x << 32) >> 32).to(torch.int32)
+
+
+@sample.on_triton
+def _sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    filtered: bool,
+) -> torch.Tensor:
+    """Reads the logits once, and if filtered some 60 times more, out of the L2 cache, to search the thresholds."""
+    num_rows, vocab = logits.shape
+    logits = logits.contiguous()
+    parts = -(-vocab // TOKENS_A_PROGRAM)
+    least = logits.new_empty(num_rows) if filtered else None
+    scores = logits.new_empty(num_rows, parts)
+    tokens = torch.empty(num_rows, parts, dtype=torch.int64, device=logits.device)
+    if num_rows and filtered:
+        _threshold_kernel[(num_rows,)](
+            logits, temperature, top_k, top_p, min_p, least, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM, num_warps=16
+        )
+    if num_rows:
+        _gumbel_max_kernel[(num_rows, parts)](
+            *(logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM)
+        )
+    return tokens.gather(1, scores.max(dim=-1, keepdim=True).indices).squeeze(1)
+
+
+@kernel
+def _gumbel_max_kernel(
+    logits: Any,
+    temperature: Any,
+    least: Any,
+    seeds: Any,
+    positions: Any,
+    scores: Any,
+    tokens: Any,
+    vocab: Any,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The best score and its token of one row's ``BLOCK`` tokens; a first of equals."""
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    token = part * BLOCK + tl.arange(0, BLOCK)
+    score = _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW)
+    if least is not None:
+        score = tl.where(score >= tl.load(least + row), score, float("-inf"))
+    if tl.load(temperature + row) >= GREEDY_BELOW:
+        score += _gumbel(tl.load(seeds + row), tl.load(positions + row), token)
+    # Whatever a broken model computes, the token chosen exists.
+    score = tl.where((token < vocab) & (score == score), score, float("-inf"))
+    place = row * tl.num_programs(1) + part
+    tl.store(scores + place, tl.max(score, axis=0))
+    tl.store(tokens + place, (part * BLOCK + tl.argmax(score, axis=0)).to(tl.int64))
+
+
+@kernel
+def _threshold_kernel(
+    logits: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    least: Any,
+    vocab: Any,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The least scaled logit one row keeps: the reference's ``thresholds`` by bisection instead of sorting."""
+    row = tl.program_id(0)
+    peak = tl.full([], float("-inf"), tl.float32)
+    for start in range(0, vocab, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        peak = tl.maximum(peak, tl.max(_scaled(logits, temperature, row, token, vocab, GREEDY_BELOW), axis=0))
+    smallest = tl.load(min_p + row)
+    kept = tl.full([], float("-inf"), tl.float32)
+    if smallest > 0.0:
+        kept = peak + tl.log(smallest)
+    count = tl.load(top_k + row)
+    if (count > 0) & (count < vocab):
+        wanted = count.to(tl.float32)
+        found = _largest_kept(logits, temperature, row, vocab, peak, kept, wanted, False, GREEDY_BELOW, BLOCK)
+        kept = tl.maximum(kept, found)
+    share = tl.load(top_p + row)
+    if share < 1.0:
+        total = _amount(logits, temperature, row, vocab, peak, kept, True, GREEDY_BELOW, BLOCK)
+        # What lies 60 below the peak has no weight in float32.
+        kept = tl.maximum(kept, peak - 60.0)
+        wanted = share * total
+        kept = _largest_kept(logits, temperature, row, vocab, peak, kept, wanted, True, GREEDY_BELOW, BLOCK)
+    tl.store(least + row, kept)
+
+
+@kernel
+def _largest_kept(
+    logits: Any,
+    temperature: Any,
+    row: Any,
+    vocab: Any,
+    peak: Any,
+    kept: Any,
+    wanted: Any,
+    WEIGHTS: tl.constexpr,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The largest threshold, but at least ``kept``, over which the ``_amount`` is still as large as ``wanted``."""
+    low = _ordered(kept).to(tl.int64)
+    high = _ordered(peak).to(tl.int64) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        threshold = _unordered(middle.to(tl.int32))
+        amount = _amount(logits, temperature, row, vocab, peak, threshold, WEIGHTS, GREEDY_BELOW, BLOCK)
+        if amount >= wanted:
+            low = middle
+        else:
+            high = middle
+        if not WEIGHTS:  # whole numbers: once the count is right there is nothing more to tell apart
+            high = tl.where(amount == wanted, low + 1, high)
+    return _unordered(low.to(tl.int32))
+
+
+@kernel
+def _amount(
+    logits: Any,
+    temperature: Any,
+    row: Any,
+    vocab: Any,
+    peak: Any,
+    threshold: Any,
+    WEIGHTS: tl.constexpr,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """How many tokens of a row reach the threshold, or the sum of their probabilities in units of the likeliest."""
+    amounts = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, vocab, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        scaled = _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW)
+        amounts += tl.where((scaled >= threshold) & (token < vocab), tl.exp(scaled - peak) if WEIGHTS else 1.0, 0.0)
+    return tl.sum(amounts, axis=0)
+
+
+@kernel
+def _scaled(logits: Any, temperature: Any, row: Any, token: Any, vocab: Any, GREEDY_BELOW: tl.constexpr):
+    """The logits of some tokens of a row, divided by its temperature; -inf outside the vocabulary."""
+    heat = tl.load(temperature + row)
+    heat = tl.where(heat < GREEDY_BELOW, 1.0, heat)
+    values = tl.load(logits + row.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf"))
+    return tl.div_rn(values, tl.broadcast_to(heat, values.shape))
+
+
+@kernel
+def _ordered(value: Any):
+    """A float32 as an int32 that compares alike."""
+    bits = value.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@kernel
+def _unordered(key: Any):
+    """The float32 that ``_ordered`` made ``key`` of."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@kernel
+def _gumbel(seed: Any, position: Any, token: Any):
+    u = _uniform(seed, position, token)
+    # -log(1 - u); near 0, where the difference would lose the digits that matter, by its series.
+    near = 1.0 + u * (1 / 2 + u * (1 / 3 + u * (1 / 4 + u * (1 / 5 + u * (1 / 6 + u * (1 / 7))))))
+    return -tl.log(tl.where(u < 0.0625, u * near, -tl.log(1.0 - u)))
+
+
+@kernel
+def _uniform(seed: Any, position: Any, token: Any):
+    """As the reference's ``uniform``, bit for bit."""
+    state = _mix(seed.to(tl.uint32))
+    state = _mix(state ^ (seed >> 32).to(tl.uint32))
+    state = _mix(state ^ position.to(tl.uint32))
+    first_key = _mix(state ^ (position >> 32).to(tl.uint32))
+    second_key = _mix(first_key + 1)
+    bits = _mix(_mix(token.to(tl.uint32) ^ first_key) + second_key)
+    numbers = ((bits >> 1).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
+    return tl.minimum(numbers, 0.99999994)
+
+
+@kernel
+def _mix(x: Any):
+    """As the reference's ``mix``."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)

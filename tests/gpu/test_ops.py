@@ -1,0 +1,17 @@
+"""The compiled kernels against the references, on a GPU: ``python -m pytest tests/gpu``."""
+
+import pytest
+import torch
+
+from tests.ops.cases import CHECKS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernel_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
+    CHECKS[name]("cuda", dtype)

@@ -1,0 +1,273 @@
+"""One table of checks "the Triton kernel does what the torch reference does", for any device that runs kernels.
+
+``interpreted.py`` runs them on the CPU through Triton's interpreter, ``tests/gpu`` compiled on a GPU. References run
+on the CPU in float32 (what the kernels keep inside), so an error bound is one rounding to the dtype at hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import product
+
+import torch
+
+from headrace.attention.backend import AttentionSpec, PagedBatch
+from headrace.attention.torch_backend import TorchBackend
+from headrace.attention.triton_backend import TritonBackend
+from headrace.ops.activation import FUNCTIONS, act_and_mul
+from headrace.ops.norm import add_rms_norm, rms_norm
+from headrace.ops.rope import rope_and_cache
+from headrace.ops.sample import sample
+
+Check = Callable[[str, torch.dtype], None]
+CPU = "cpu"
+POISON = float("nan")  # what no kernel may read, or must have overwritten
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> None:
+    """``actual`` is ``expected`` float32, but for one rounding to ``dtype`` and float32 sums in another order."""
+    tolerance = scale * max(2 * torch.finfo(dtype).eps, 2e-6)
+    torch.testing.assert_close(actual.cpu().float(), expected, rtol=tolerance, atol=tolerance)
+
+
+# -- norm, activation, rope -----------------------------------------------------------------------------------------
+
+
+def check_norm(shape: tuple[int, ...], own_weights: bool, offset: float, device: str, dtype: torch.dtype) -> None:
+    x, residual = randn(*shape).to(dtype), randn(*shape, seed=1).to(dtype)
+    weight = randn(*(shape[1:] if own_weights else shape[-1:]), seed=2).to(dtype)
+    on = x.to(device), residual.to(device), weight.to(device)
+    expected = rms_norm.reference(x.float(), weight.float(), 1e-5, offset)
+    assert_close(rms_norm.triton(on[0], on[2], 1e-5, offset), expected, dtype, 4)
+    total = x + residual
+    expected = rms_norm.reference(total.float(), weight.float(), 1e-5, offset)
+    y, new_residual = add_rms_norm.triton(*on, 1e-5, offset)
+    assert_close(y, expected, dtype, 4)
+    assert torch.equal(new_residual.cpu(), total)
+    assert torch.equal(on[0].cpu(), x) and torch.equal(on[1].cpu(), residual)
+
+
+def check_activation(tokens: int, inner: int, device: str, dtype: torch.dtype) -> None:
+    gate_up = (3 * randn(tokens, 2 * inner)).to(dtype)
+    for name in FUNCTIONS:
+        expected = act_and_mul.reference(gate_up.float(), name)
+        assert_close(act_and_mul.triton(gate_up.to(device), name), expected, dtype, 4)
+
+
+def check_rope(
+    heads: int, kv_heads: int, dim: int, rotary: int | None, interleaved: bool, device: str, dtype: torch.dtype
+) -> None:
+    tokens, blocks, block_size = 5, 3, 4
+    q, k, v = randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype).split([heads * dim, *[kv_heads * dim] * 2], -1)
+    parts = [part.unflatten(-1, (-1, dim)) for part in (q, k, v)]
+    positions, slots = torch.tensor([3, 0, 19, 7, 7]), torch.tensor([11, 4, 0, 6, 5])
+    angles = randn(20, rotary // 2) * 3 if rotary else None
+    table = None if angles is None else torch.cat((angles.cos(), angles.sin()), dim=-1)
+    caches = [torch.full((blocks, block_size, kv_heads, dim), -1.0) for _ in range(2)]
+    expected = rope_and_cache.reference(*(p.float() for p in parts), positions, table, interleaved, *caches, slots)
+    qkv = torch.cat((q, k, v), dim=-1).to(device)  # views of one tensor, as a fused projection gives them
+    parts = [part.unflatten(-1, (-1, dim)) for part in qkv.split([heads * dim, *[kv_heads * dim] * 2], -1)]
+    on = [torch.full_like(cache, -1.0, dtype=dtype, device=device) for cache in caches]
+    table = None if table is None else table.to(device)
+    rotated = rope_and_cache.triton(*parts, positions.to(device), table, interleaved, *on, slots.to(device))
+    for actual, right in zip((*rotated, *on), (*expected, *caches), strict=True):
+        assert_close(actual, right, dtype, 4)
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------
+
+
+def check_sample(
+    vocab: int, temperature: float, top_k: int, top_p: float, min_p: float, device: str, _: object
+) -> None:
+    rows = 5
+    logits = randn(rows, vocab) * 3
+    logits[2] = (logits[2] * 2).round() / 2  # many ties
+    logits[3, 1::2] = -torch.inf
+    settings = (
+        torch.tensor([temperature] * (rows - 1) + [0.0]),
+        torch.full((rows,), top_k, dtype=torch.int32),
+        torch.full((rows,), top_p),
+        torch.full((rows,), min_p),
+        torch.tensor([0, 1, -1, 2**63 - 1, 5]),
+        torch.tensor([0, 7, 7, 100_000, 3]),
+    )
+    filtered = top_k > 0 or top_p < 1 or min_p > 0
+    expected = sample.reference(logits, *settings, filtered)
+    actual = sample.triton(logits.to(device), *(setting.to(device) for setting in settings), filtered)
+    assert actual.cpu().tolist() == expected.tolist()
+
+
+def check_sample_of_broken_logits(device: str, _: object) -> None:
+    logits = torch.full((2, 37), float("nan"), device=device)
+    logits[1] = -torch.inf
+    zeros, ones = torch.zeros(2, device=device), torch.ones(2, device=device)
+    tokens = sample.triton(logits, ones, zeros.int() + 3, ones / 2, zeros, zeros.long(), zeros.long(), True)
+    assert all(0 <= token < 37 for token in tokens.tolist())
+
+
+# -- attention ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """``rows``: (query tokens, context length) of each; the other fields are those of ``AttentionSpec``."""
+
+    rows: tuple[tuple[int, int], ...]
+    heads: tuple[int, int] = (6, 2)
+    dim: int = 32
+    block_size: int = 16
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: bool = False
+    alibi: bool = False
+
+    def __str__(self) -> str:
+        rows = " ".join(f"{count}/{context}" for count, context in self.rows)
+        others = [(field.name, field.default) for field in fields(self)[1:]]
+        changed = (f"{name} {getattr(self, name)}" for name, default in others if getattr(self, name) != default)
+        return ", ".join((f"attention {rows}", *changed))
+
+    @property
+    def spec(self) -> AttentionSpec:
+        scale = 0.3 if self.softcap else self.dim**-0.5
+        heads, kv_heads = self.heads
+        return AttentionSpec(heads, kv_heads, self.dim, scale, self.window, self.softcap, self.sinks, self.alibi)
+
+
+DECODE = ((1, 1), (1, 40), (1, 17), (1, 5))
+PREFILL = ((9, 9), (40, 40))
+MIXED = ((1, 33), (1, 8), (7, 7), (20, 61), (2, 35))
+ATTENTION = [
+    *(AttentionCase(rows, block_size=size) for rows, size in product((DECODE, PREFILL, MIXED), (1, 2, 16, 64))),
+    *(AttentionCase(MIXED, dim=dim) for dim in (64, 80, 96, 112, 128, 256)),
+    *(AttentionCase(MIXED, heads=heads) for heads in ((1, 1), (4, 4), (9, 3), (8, 1), (48, 1))),
+    *(AttentionCase(MIXED, window=window, block_size=8) for window in (1, 6, 32, 100)),
+    AttentionCase(DECODE, window=6, block_size=4),
+    AttentionCase(MIXED, softcap=5.0),
+    AttentionCase(MIXED, sinks=True),
+    AttentionCase(MIXED, alibi=True),
+    AttentionCase(MIXED, window=6, softcap=5.0, sinks=True, alibi=True),
+    AttentionCase(((1, 700), (1, 3), (1, 301)), heads=(2, 1), dim=16, block_size=64),  # split over the keys
+    AttentionCase(((1, 600), (1, 3)), heads=(2, 1), dim=16, window=550, sinks=True),
+    AttentionCase(((130, 150), (70, 70), (1, 9)), heads=(2, 1)),  # several tiles of queries; a prefill of one token
+]
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """A case's tensors, float32 on the CPU."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    batch: PagedBatch
+    sinks: torch.Tensor | None
+    alibi_slopes: torch.Tensor | None
+    keys: list[torch.Tensor]  # [context, kv_heads, dim] of each row: what its blocks hold
+    values: list[torch.Tensor]
+
+    def to(self, device: str, dtype: torch.dtype) -> tuple[object, ...]:
+        """The arguments of ``Backend.run`` after the spec."""
+        tensors = {
+            name: getattr(self.batch, name).to(device)
+            for name in ("query_start", "context_lens", "block_table", "slots")
+        }
+        floats = (tensor.to(device, dtype) for tensor in (self.q, self.k_cache, self.v_cache))
+        extras = (tensor if tensor is None else tensor.to(device) for tensor in (self.sinks, self.alibi_slopes))
+        return (*floats, replace(self.batch, **tensors), *extras)
+
+
+def attention_inputs(case: AttentionCase, seed: int = 0) -> AttentionInputs:
+    """Keys and values in blocks of random order; whatever no query may see is poisoned, also in the block tables."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, kv_heads = case.heads
+    queries, contexts = [row[0] for row in case.rows], [row[1] for row in case.rows]
+    needed = [-(-context // case.block_size) for context in contexts]
+    order = (1 + torch.randperm(sum(needed), generator=generator)).split(needed)
+    shape = (1 + sum(needed), case.block_size, kv_heads, case.dim)
+    caches = [torch.full(shape, POISON) for _ in range(2)]
+    table = torch.zeros(len(needed), max(needed) + 1, dtype=torch.int32)
+    history: list[list[torch.Tensor]] = [[], []]
+    slots = []
+    for row, (count, context) in enumerate(case.rows):
+        position = torch.arange(context)
+        slot = order[row][position // case.block_size] * case.block_size + position % case.block_size
+        slots.append(slot[-count:])
+        unseen = max(context - count - (case.window or context) + 1, 0)
+        for cache, lists in zip(caches, history, strict=True):
+            lists.append(torch.randn(context, kv_heads, case.dim, generator=generator))
+            cache.view(-1, kv_heads, case.dim)[slot[unseen:]] = lists[-1][unseen:]
+        table[row, : needed[row]] = order[row]
+        table[row, : unseen // case.block_size] = 0  # freed: block 0 is all poison
+    batch = PagedBatch(
+        query_start=torch.tensor([0, *queries]).cumsum(0).int(),
+        context_lens=torch.tensor(contexts).int(),
+        block_table=table,
+        slots=torch.cat(slots),
+        query_lens_host=queries,
+        context_lens_host=contexts,
+        max_query_len=max(queries),
+        max_context_len=max(contexts),
+        num_decodes=next((i for i, count in enumerate(queries) if count > 1), len(queries)),
+    )
+    fused = torch.randn(sum(queries), heads + 2, case.dim, generator=generator)  # so that q isn't contiguous
+    sinks = torch.randn(heads, generator=generator) * 2 if case.sinks else None
+    slopes = torch.rand(heads, generator=generator) if case.alibi else None
+    return AttentionInputs(fused[:, :heads], *caches, batch, sinks, slopes, *history)
+
+
+def check_attention(case: AttentionCase, device: str, dtype: torch.dtype) -> None:
+    inputs = attention_inputs(case)
+    rounded = replace(inputs, q=inputs.q.to(dtype), k_cache=inputs.k_cache.to(dtype), v_cache=inputs.v_cache.to(dtype))
+    expected = TorchBackend().run(case.spec, *rounded.to(CPU, torch.float32))
+    actual = TritonBackend().run(case.spec, *inputs.to(device, dtype))
+    assert actual.shape == expected.shape and actual.is_contiguous()
+    # The softmax's weights are rounded to the dtype too before they meet the values.
+    assert_close(actual, expected, dtype, 4)
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+CHECKS: dict[str, Check] = {
+    **{
+        f"norm {shape} {own} {offset}": partial(check_norm, shape, own, offset)
+        for shape, own, offset in (((1, 576), 0, 0.0), ((3, 100), 0, 1.0), ((5, 3, 80), 0, 0.0), ((2, 4, 128), 1, 0.5))
+    },
+    **{
+        f"activation {tokens}x{inner}": partial(check_activation, tokens, inner)
+        for tokens, inner in ((1, 1), (3, 1500), (2, 96))
+    },
+    **{
+        f"rope {heads} heads of {dim}, {rotary} {'interleaved' if mixed else 'in halves'}": partial(
+            check_rope, *heads, dim, rotary, mixed
+        )
+        for heads, dim, rotary, mixed in (
+            ((9, 3), 64, 64, False),
+            ((4, 4), 80, 32, False),
+            ((40, 2), 128, 128, True),
+            ((2, 1), 96, 24, True),
+            ((3, 3), 32, None, False),
+        )
+    },
+    **{
+        f"sample {vocab} temperature {heat} top_k {k} top_p {p} min_p {m}": partial(check_sample, vocab, heat, k, p, m)
+        for vocab, heat, k, p, m in (
+            (1, 1.0, 0, 1.0, 0.0),
+            (50, 0.0, 3, 0.5, 0.1),
+            (5000, 0.8, 0, 1.0, 0.0),
+            (300, 1.3, 1, 1.0, 0.0),
+            (300, 1.0, 20, 1.0, 0.0),
+            (300, 1.0, 0, 0.7, 0.0),
+            (300, 5.0, 0, 0.999, 0.0),
+            (300, 2.0, 0, 1.0, 0.2),
+            (300, 1.5, 50, 0.9, 0.02),
+        )
+    },
+    "sample of broken logits": check_sample_of_broken_logits,
+    **{str(case): partial(check_attention, case) for case in ATTENTION},
+}
