@@ -17,7 +17,7 @@ class AttentionSpec:
     window: int | None = None  # a query sees its own and the window-1 tokens before it; None = all
     softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0 = off
     sinks: bool = False  # a learned logit a head joins the softmax and is then dropped
-    alibi: bool = False  # scores get slope_h * (key position - query position)
+    alibi: bool = False  # scores get slope_h * (key position - query position); no model has both this and sinks
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from headrace.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 BACKENDS = {  # name: where it lives, best first; loaded when asked about
+    "triton": ("headrace.attention.triton_backend", "TritonBackend"),
     "torch": ("headrace.attention.torch_backend", "TorchBackend"),
 }
 

@@ -7,15 +7,11 @@ nothing of how blocks are assigned.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
 from headrace.attention.backend import AttentionSpec, PagedBatch
-from headrace.ops.registry import kernel, next_power_of_2, triton_unusable
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from headrace.ops.jit import jit, tl
+from headrace.ops.registry import next_power_of_2, triton_unusable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
@@ -122,27 +118,27 @@ def launch(
         _join_kernel[(rows, spec.num_heads)](parts, lasts, out, rows, spec.num_heads, spec.head_dim, splits, block_d)
 
 
-@kernel
+@jit
 def _attend_kernel(
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    out: Any,
-    parts: Any,
-    lasts: Any,
-    sinks: Any,
-    alibi_slopes: Any,
-    query_start: Any,
-    context_lens: Any,
-    block_table: Any,
-    table_stride: Any,
-    q_token_stride: Any,
-    q_head_stride: Any,
-    slot_stride: Any,
-    kv_head_stride: Any,
-    rows: Any,
-    first_row: Any,
-    scale: Any,
+    q,
+    k_cache,
+    v_cache,
+    out,
+    parts,
+    lasts,
+    sinks,
+    alibi_slopes,
+    query_start,
+    context_lens,
+    block_table,
+    table_stride,
+    q_token_stride,
+    q_head_stride,
+    slot_stride,
+    kv_head_stride,
+    rows,
+    first_row,
+    scale,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -242,8 +238,8 @@ def _attend_kernel(
         tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
-@kernel
-def _row_of_tile(tile: Any, query_start: Any, rows: Any, first_row: Any, QUERIES: tl.constexpr):
+@jit
+def _row_of_tile(tile, query_start, rows, first_row, QUERIES: tl.constexpr):
     """(row, number of the tile in the row): the last row whose tiles start at or before this one's number."""
     origin = tl.load(query_start + first_row)
     low = tile * 0
@@ -258,12 +254,12 @@ def _row_of_tile(tile: Any, query_start: Any, rows: Any, first_row: Any, QUERIES
     return first_row + low, tile - first_tile
 
 
-@kernel
+@jit
 def _join_kernel(
-    parts: Any,
-    lasts: Any,
-    out: Any,
-    rows: Any,
+    parts,
+    lasts,
+    out,
+    rows,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLITS: tl.constexpr,

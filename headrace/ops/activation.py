@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from headrace.ops.registry import kernel, op
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from headrace.ops.jit import jit, tl
+from headrace.ops.registry import op
 
 BLOCK = 1024
 
@@ -55,8 +52,8 @@ def _act_and_mul(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return out
 
 
-@kernel
-def _act_and_mul_kernel(gate_up: Any, out: Any, inner: Any, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+@jit
+def _act_and_mul_kernel(gate_up, out, inner, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < inner

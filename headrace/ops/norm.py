@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 import torch.nn.functional as F
 
-from headrace.ops.registry import kernel, next_power_of_2, op
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from headrace.ops.jit import jit, tl
+from headrace.ops.registry import next_power_of_2, op
 
 NUMBERS_A_PROGRAM = 1024  # short rows share a program
 
@@ -84,18 +80,18 @@ def _launch(
     return y, total
 
 
-@kernel
+@jit
 def _rms_norm_kernel(
-    x: Any,
-    residual: Any,
-    weight: Any,
-    y: Any,
-    total: Any,
-    num_rows: Any,
-    dim: Any,
-    num_weights: Any,
-    eps: Any,
-    offset: Any,
+    x,
+    residual,
+    weight,
+    y,
+    total,
+    num_rows,
+    dim,
+    num_weights,
+    eps,
+    offset,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -1,15 +1,13 @@
 """Which implementation of an op runs where: chosen once per op and device type, and logged with the reasons.
 
-Owns that choice and the loading of Triton, which happens at the first launch of a kernel, so that an installation
-without Triton imports every op. Knows no op.
+Owns that choice; knows no op.
 """
 
 import functools
-import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -61,42 +59,6 @@ def triton_unusable(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "it is not installed"
     return None
-
-
-class Kernel:
-    """Triton code, compiled when first launched: ``kernel[grid](...)``.
-
-    The first launch of any of a module's kernels loads Triton and turns all of that module's kernels, and the
-    functions they call, into ``triton.jit`` functions; it also sets the module's ``tl``, which the module itself
-    imports for type checkers only.
-    """
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-        self._compiled: Any = None
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        if self._compiled is None:
-            load_kernels(self.function.__globals__)
-        return self._compiled[grid]
-
-    def compile(self, jit: Callable[..., Any]) -> Any:
-        self._compiled = self._compiled or jit(self.function)
-        return self._compiled
-
-
-def kernel(function: Callable[..., Any]) -> Any:
-    """Mark a function as Triton code, as ``triton.jit`` would, without loading Triton."""
-    return Kernel(function)
-
-
-def load_kernels(module: dict[str, Any]) -> None:
-    """Let Triton take over a module's kernels: it looks up what a kernel names among the module's globals."""
-    triton = importlib.import_module("triton")
-    module["tl"] = importlib.import_module("triton.language")
-    for name, value in list(module.items()):
-        if isinstance(value, Kernel):
-            module[name] = value.compile(triton.jit)
 
 
 def next_power_of_2(n: int) -> int:

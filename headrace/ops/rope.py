@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
-from headrace.ops.registry import kernel, next_power_of_2, op
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from headrace.ops.jit import jit, tl
+from headrace.ops.registry import next_power_of_2, op
 
 NUMBERS_A_PROGRAM = 1024
 
@@ -96,25 +92,25 @@ def _rope_and_cache(
     return q, k
 
 
-@kernel
+@jit
 def _rope_and_cache_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    positions: Any,
-    cos_sin: Any,
-    k_cache: Any,
-    v_cache: Any,
-    slots: Any,
-    q_token_stride: Any,
-    q_head_stride: Any,
-    k_token_stride: Any,
-    k_head_stride: Any,
-    v_token_stride: Any,
-    v_head_stride: Any,
-    num_heads: Any,
-    num_kv_heads: Any,
-    query_programs: Any,
+    q,
+    k,
+    v,
+    positions,
+    cos_sin,
+    k_cache,
+    v_cache,
+    slots,
+    q_token_stride,
+    q_head_stride,
+    k_token_stride,
+    k_head_stride,
+    v_token_stride,
+    v_head_stride,
+    num_heads,
+    num_kv_heads,
+    query_programs,
     INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
@@ -147,14 +143,14 @@ def _rope_and_cache_kernel(
             tl.store(k_cache + slot + dims, key.to(k_cache.dtype.element_ty), mask=rest)
 
 
-@kernel
+@jit
 def _rotate(
-    places: Any,
-    copies: Any,
-    inside: Any,
-    token: Any,
-    positions: Any,
-    cos_sin: Any,
+    places,
+    copies,
+    inside,
+    token,
+    positions,
+    cos_sin,
     INTERLEAVED: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,

@@ -6,14 +6,10 @@ and by Triton. Knows no requests and no penalties.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
-from headrace.ops.registry import kernel, op
-
-if TYPE_CHECKING:
-    import triton.language as tl
+from headrace.ops.jit import jit, tl
+from headrace.ops.registry import op
 
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 NUMBERS_AT_ONCE = 65_536  # keeps the reference's temporaries in a CPU's cache
@@ -149,18 +145,9 @@ def _sample(
     return tokens.gather(1, scores.max(dim=-1, keepdim=True).indices).squeeze(1)
 
 
-@kernel
+@jit
 def _gumbel_max_kernel(
-    logits: Any,
-    temperature: Any,
-    least: Any,
-    seeds: Any,
-    positions: Any,
-    scores: Any,
-    tokens: Any,
-    vocab: Any,
-    GREEDY_BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
+    logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The best score and its token of one row's ``BLOCK`` tokens; a first of equals."""
     row = tl.program_id(0)
@@ -178,17 +165,9 @@ def _gumbel_max_kernel(
     tl.store(tokens + place, (part * BLOCK + tl.argmax(score, axis=0)).to(tl.int64))
 
 
-@kernel
+@jit
 def _threshold_kernel(
-    logits: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    min_p: Any,
-    least: Any,
-    vocab: Any,
-    GREEDY_BELOW: tl.constexpr,
-    BLOCK: tl.constexpr,
+    logits, temperature, top_k, top_p, min_p, least, vocab, GREEDY_BELOW: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The least scaled logit one row keeps: the reference's ``thresholds`` by bisection instead of sorting."""
     row = tl.program_id(0)
@@ -215,15 +194,15 @@ def _threshold_kernel(
     tl.store(least + row, kept)
 
 
-@kernel
+@jit
 def _largest_kept(
-    logits: Any,
-    temperature: Any,
-    row: Any,
-    vocab: Any,
-    peak: Any,
-    kept: Any,
-    wanted: Any,
+    logits,
+    temperature,
+    row,
+    vocab,
+    peak,
+    kept,
+    wanted,
     WEIGHTS: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -244,14 +223,14 @@ def _largest_kept(
     return _unordered(low.to(tl.int32))
 
 
-@kernel
+@jit
 def _amount(
-    logits: Any,
-    temperature: Any,
-    row: Any,
-    vocab: Any,
-    peak: Any,
-    threshold: Any,
+    logits,
+    temperature,
+    row,
+    vocab,
+    peak,
+    threshold,
     WEIGHTS: tl.constexpr,
     GREEDY_BELOW: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -265,8 +244,8 @@ def _amount(
     return tl.sum(amounts, axis=0)
 
 
-@kernel
-def _scaled(logits: Any, temperature: Any, row: Any, token: Any, vocab: Any, GREEDY_BELOW: tl.constexpr):
+@jit
+def _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW: tl.constexpr):
     """The logits of some tokens of a row, divided by its temperature; -inf outside the vocabulary."""
     heat = tl.load(temperature + row)
     heat = tl.where(heat < GREEDY_BELOW, 1.0, heat)
@@ -274,29 +253,29 @@ def _scaled(logits: Any, temperature: Any, row: Any, token: Any, vocab: Any, GRE
     return tl.div_rn(values, tl.broadcast_to(heat, values.shape))
 
 
-@kernel
-def _ordered(value: Any):
+@jit
+def _ordered(value):
     """A float32 as an int32 that compares alike."""
     bits = value.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@kernel
-def _unordered(key: Any):
+@jit
+def _unordered(key):
     """The float32 that ``_ordered`` made ``key`` of."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@kernel
-def _gumbel(seed: Any, position: Any, token: Any):
+@jit
+def _gumbel(seed, position, token):
     u = _uniform(seed, position, token)
     # -log(1 - u); near 0, where the difference would lose the digits that matter, by its series.
     near = 1.0 + u * (1 / 2 + u * (1 / 3 + u * (1 / 4 + u * (1 / 5 + u * (1 / 6 + u * (1 / 7))))))
     return -tl.log(tl.where(u < 0.0625, u * near, -tl.log(1.0 - u)))
 
 
-@kernel
-def _uniform(seed: Any, position: Any, token: Any):
+@jit
+def _uniform(seed, position, token):
     """As the reference's ``uniform``, bit for bit."""
     state = _mix(seed.to(tl.uint32))
     state = _mix(state ^ (seed >> 32).to(tl.uint32))
@@ -308,8 +287,8 @@ def _uniform(seed: Any, position: Any, token: Any):
     return tl.minimum(numbers, 0.99999994)
 
 
-@kernel
-def _mix(x: Any):
+@jit
+def _mix(x):
     """As the reference's ``mix``."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B
     x = (x ^ (x >> 13)) * 0xC2B2AE35

@@ -151,7 +151,8 @@ ATTENTION = [
     AttentionCase(MIXED, softcap=5.0),
     AttentionCase(MIXED, sinks=True),
     AttentionCase(MIXED, alibi=True),
-    AttentionCase(MIXED, window=6, softcap=5.0, sinks=True, alibi=True),
+    AttentionCase(MIXED, window=6, softcap=5.0, sinks=True),
+    AttentionCase(MIXED, window=6, softcap=5.0, alibi=True),
     AttentionCase(((1, 700), (1, 3), (1, 301)), heads=(2, 1), dim=16, block_size=64),  # split over the keys
     AttentionCase(((1, 600), (1, 3)), heads=(2, 1), dim=16, window=550, sinks=True),
     AttentionCase(((130, 150), (70, 70), (1, 9)), heads=(2, 1)),  # several tiles of queries; a prefill of one token
