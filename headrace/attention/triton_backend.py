@@ -62,7 +62,7 @@ class TritonBackend:
 def num_splits(programs: int, visible: int) -> int:
     """Into how many parts to cut the keys of decoding rows, so that enough programs run side by side."""
     useful = min(-(-PROGRAMS_WANTED // programs), -(-visible // KEYS_A_SPLIT), MOST_SPLITS)
-    return next_power_of_2(max(useful, 1))
+    return max(useful, 1)
 
 
 def launch(
@@ -98,7 +98,7 @@ def launch(
     _attend_kernel[(tiles, spec.num_kv_heads, splits)](
         *(q, k_cache, v_cache, out, parts, lasts, sinks, alibi_slopes),
         *(batch.query_start, batch.context_lens, batch.block_table, batch.block_table.stride(0)),
-        *(q.stride(0), q.stride(1), k_cache.stride(1), k_cache.stride(2), rows, first_row, spec.scale),
+        *(q.stride(0), q.stride(1), k_cache.stride(1), k_cache.stride(2), rows, first_row, splits, spec.scale),
         WINDOW=spec.window or 0,
         SOFTCAP=spec.softcap,
         BLOCK_SIZE=k_cache.shape[1],
@@ -110,15 +110,20 @@ def launch(
         BLOCK_M=max(next_power_of_2(queries * group), 16),
         BLOCK_N=32 if wide else 64,
         BLOCK_D=block_d,
-        SPLITS=splits,
         num_warps=4 if decodes or wide else 8,
         num_stages=2 if wide else 3,
     )
     if splits > 1:
-        _join_kernel[(rows, spec.num_heads)](parts, lasts, out, rows, spec.num_heads, spec.head_dim, splits, block_d)
+        _join_kernel[(rows, spec.num_heads)](
+            *(parts, lasts, out, rows, splits, spec.num_heads, spec.head_dim, MOST_SPLITS, block_d)
+        )
 
 
-@jit
+# Triton compiles a kernel anew where an integer is 1 or divisible by 16: not for these, which change from step to step.
+VARYING = ["table_stride", "rows", "first_row", "splits"]
+
+
+@jit(do_not_specialize=VARYING)
 def _attend_kernel(
     q,
     k_cache,
@@ -138,6 +143,7 @@ def _attend_kernel(
     kv_head_stride,
     rows,
     first_row,
+    splits,
     scale,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -150,7 +156,6 @@ def _attend_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
 ):
     """``QUERIES`` tokens of a row, their ``GROUP`` heads of one key head, against a part of the keys."""
     tile = tl.program_id(0)
@@ -183,8 +188,8 @@ def _attend_kernel(
     start = 0
     if WINDOW > 0:
         start = tl.maximum(earlier + first_query - WINDOW + 1, 0)
-    if SPLITS > 1:
-        share = tl.cdiv(tl.cdiv(stop - start, SPLITS), BLOCK_N) * BLOCK_N
+    if parts is not None:
+        share = tl.cdiv(tl.cdiv(stop - start, splits), BLOCK_N) * BLOCK_N
         start += split * share
         stop = tl.minimum(stop, start + share)
 
@@ -228,11 +233,11 @@ def _attend_kernel(
         largest = new_largest
 
     inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-    if SPLITS > 1:
-        place = ((row - first_row) * NUM_HEADS + head) * SPLITS + split
+    if parts is not None:
+        place = ((row - first_row) * NUM_HEADS + head) * splits + split
         tl.store(parts + place[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
         tl.store(lasts + place, largest, mask=real)
-        tl.store(lasts + rows * NUM_HEADS * SPLITS + place, total, mask=real)
+        tl.store(lasts + rows * NUM_HEADS * splits + place, total, mask=real)
     else:
         places = (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dims[None, :]
         tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
@@ -254,25 +259,28 @@ def _row_of_tile(tile, query_start, rows, first_row, QUERIES: tl.constexpr):
     return first_row + low, tile - first_tile
 
 
-@jit
+@jit(do_not_specialize=VARYING)
 def _join_kernel(
     parts,
     lasts,
     out,
     rows,
+    splits,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One head of one decoding row: the mean of the parts' results by their share of the softmax's sum."""
     line = tl.program_id(0) * NUM_HEADS + tl.program_id(1)
-    places = line * SPLITS + tl.arange(0, SPLITS)
+    split = tl.arange(0, MOST_SPLITS)
     dims = tl.arange(0, BLOCK_D)
-    largest = tl.load(lasts + places)
+    used = split < splits
+    places = line * splits + split
+    largest = tl.load(lasts + places, mask=used, other=float("-inf"))
     factor = tl.exp2(largest - tl.max(largest, axis=0))
-    total = tl.sum(tl.load(lasts + rows * NUM_HEADS * SPLITS + places) * factor, axis=0)
-    inside = (dims < HEAD_DIM)[None, :]
+    total = tl.sum(tl.load(lasts + rows * NUM_HEADS * splits + places, mask=used, other=0.0) * factor, axis=0)
+    inside = used[:, None] & (dims < HEAD_DIM)[None, :]
     results = tl.load(parts + places[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
     result = tl.sum(results * factor[:, None], axis=0) / total
     tl.store(out + line * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

@@ -9,8 +9,8 @@ try:
 except ImportError:
     tl = None
 
-    def jit(function):  # type: ignore[no-untyped-def,no-redef]
-        return function
+    def jit(function=None, **options):  # type: ignore[no-untyped-def,no-redef]
+        return function or jit
 
 
 __all__ = ["jit", "tl"]

@@ -80,7 +80,7 @@ def _launch(
     return y, total
 
 
-@jit
+@jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x,
     residual,

@@ -18,8 +18,8 @@ class Rows:
         self.max_blocks = -(-max_model_len // block_size)
         self.tokens = torch.zeros(num_rows, max_model_len, dtype=torch.int32, device=device)
         self.tables = torch.zeros(num_groups, num_rows, self.max_blocks, dtype=torch.int32, device=device)
-        self.floats = torch.zeros(num_rows, 3, device=device)  # temperature, top_p, min_p
-        self.integers = torch.zeros(num_rows, 2, dtype=torch.int64, device=device)  # seed, top_k
+        self.floats = torch.zeros(3, num_rows, device=device)  # temperature, top_p, min_p
+        self.integers = torch.zeros(2, num_rows, dtype=torch.int64, device=device)  # seed, top_k
         self.facts: list[NewRow | None] = [None] * num_rows  # the host's copy of what never changes
 
     def apply(self, freed: list[int], new_rows: list[NewRow], new_blocks: list[NewBlocks]) -> None:
@@ -43,8 +43,8 @@ class Rows:
         token_ids = torch.from_numpy(np.asarray(row.token_ids, dtype=np.int32))
         self.tokens[row.row, : len(row.token_ids)] = to_device(token_ids, self.device)
         floats = torch.tensor([params.temperature, params.top_p, params.min_p])
-        self.floats[row.row] = to_device(floats, self.device)
-        self.integers[row.row] = to_device(torch.tensor([row.seed, params.top_k]), self.device)
+        self.floats[:, row.row] = to_device(floats, self.device)
+        self.integers[:, row.row] = to_device(torch.tensor([row.seed, params.top_k]), self.device)
 
     def _extend_tables(self, new_blocks: list[NewBlocks]) -> None:
         """Write all new entries with one copy: flat positions in the tables, and block ids."""

@@ -79,9 +79,8 @@ class Sampler:
         self._penalize(logits, batch, facts, max(lengths))
         if self.processors is not None:
             logits = self.processors.apply(logits, facts)
-        floats, integers = self.rows.floats[batch.sampled_rows], self.rows.integers[batch.sampled_rows]
-        temperature, top_p, min_p = floats.unbind(-1)
-        seeds, top_k = integers.unbind(-1)
+        temperature, top_p, min_p = self.rows.floats.index_select(1, batch.sampled_rows)
+        seeds, top_k = self.rows.integers.index_select(1, batch.sampled_rows)
         filtered = any(f.params.top_k or f.params.top_p < 1 or f.params.min_p for f in facts)
         tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, batch.sampled_positions, filtered)
         self.rows.tokens[batch.sampled_rows, batch.sampled_positions] = tokens.int()

@@ -1,24 +1,25 @@
-"""The default model in transformers, in float32, with the same dequantized weights: what outputs are compared with."""
+"""The default model in transformers, with the same dequantized weights, on the device that Headrace takes."""
 
 import torch
 from transformers import LlamaForCausalLM
 
 from headrace.config import Config
+from headrace.device import pick_device
 from headrace.models import source
 from headrace.models.loader import load
 
+DEVICE = pick_device("auto")
 NEAR_TIE = 1e-3  # logits closer than this may change places: sums in another order differ by as much
 
 
 class Reference:
     """Loaded by the loader itself, to which it looks like a decoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         config = Config()
         files = source.resolve(config.model, config.load)
         hf_config = source.load_config(files)
-        hf_config.dtype = torch.float32
-        self._model = LlamaForCausalLM(hf_config).float().eval()
+        self._model = LlamaForCausalLM(hf_config).to(DEVICE, dtype).eval()
         self._missing = dict(self._model.named_parameters())
         load(self, files)
 
@@ -34,7 +35,7 @@ class Reference:
 
     @torch.inference_mode()
     def logits(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-        """float32 [tokens, vocab]: what each of ``tokens``, which follow ``prompt``, was chosen from."""
-        ids = torch.tensor([prompt + tokens[:-1]])
+        """float32 [tokens, vocab], on the CPU: what each of ``tokens``, which follow ``prompt``, was chosen from."""
+        ids = torch.tensor([prompt + tokens[:-1]], device=DEVICE)
         logits: torch.Tensor = self._model(ids, logits_to_keep=len(tokens)).logits[0]
-        return logits
+        return logits.float().cpu()

@@ -24,6 +24,7 @@ TOPICS = [
     "日本語で自己紹介をすると、",
     "SELECT name, COUNT(*) FROM",
 ]
+OPTIONS: dict[str, Any] = {"max_model_len": 512, "dtype": "float32", "kv_cache_memory_bytes": 2**29}
 PROMPTS = [f"{'' if place < 8 else f'{place}. '}{TOPICS[place % 8]}{' and' * (place // 8)}" for place in range(62)]
 PROMPTS += ["The quick brown fox jumps over the lazy dog. " * 12, "a"]
 
@@ -44,7 +45,7 @@ def reference() -> Reference:
 
 
 def greedy(prompts: list[str], max_tokens: int, **options: Any) -> list[RequestOutput]:
-    llm = LLM(max_model_len=512, **({"cpu_kv_cache_gb": 0.5} | options))
+    llm = LLM(**(OPTIONS | options))
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
     outputs = llm.generate(prompts, params, use_tqdm=False)
     llm._engine.scheduler.check_integrity()
@@ -96,7 +97,7 @@ def test_the_same_under_preemption(reference: Reference) -> None:
 
 def test_cached_prefixes_change_nothing(reference: Reference) -> None:
     """Asked again, prompts are found in the cache but for their ends, and get the same text."""
-    llm = LLM(max_model_len=512, cpu_kv_cache_gb=0.5)
+    llm = LLM(**OPTIONS)
     params = SamplingParams(temperature=0.0, max_tokens=16)
     long = [PROMPTS[-2], PROMPTS[-2] + "It was", PROMPTS[-2][:200]]
     first, again = (llm.generate(long, params, use_tqdm=False) for _ in range(2))

@@ -21,7 +21,7 @@ PROMPTS = [FRANCE, "def main():", "Once upon a time", LONG]
 
 
 def new_llm(**options: Any) -> LLM:
-    return LLM(max_model_len=512, cpu_kv_cache_gb=0.25, max_num_batched_tokens=48, max_num_seqs=16, **options)
+    return LLM(max_model_len=512, kv_cache_memory_bytes=2**28, dtype="float32", max_num_batched_tokens=48, max_num_seqs=16, **options)
 
 
 @pytest.fixture(scope="module")
@@ -308,14 +308,14 @@ def test_one_refused_prompt_queues_nothing(llm: LLM, prompt: Any, params: dict[s
 
 def test_too_long_a_context_names_one_that_works() -> None:
     with pytest.raises(ConfigError, match="--max-model-len 4096 needs") as caught:
-        LLM(max_model_len=4096, cpu_kv_cache_gb=0.02)
+        LLM(max_model_len=4096, kv_cache_memory_bytes=20_000_000, dtype="float32")
     found = re.search(r"use --max-model-len (\d+) or less", str(caught.value))
     assert found is not None
     longest = int(found[1])
     with pytest.raises(ConfigError, match=f"use --max-model-len {longest} or less"):
-        LLM(max_model_len=longest + 1, cpu_kv_cache_gb=0.02)
-    llm = LLM(max_model_len=longest, cpu_kv_cache_gb=0.02)
+        LLM(max_model_len=longest + 1, kv_cache_memory_bytes=20_000_000, dtype="float32")
+    llm = LLM(max_model_len=longest, kv_cache_memory_bytes=20_000_000, dtype="float32")
     params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
     [output] = llm.generate([5] * (longest - 3), params, use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 3
-    assert LLM(max_model_len=-1, cpu_kv_cache_gb=0.02).info.max_model_len == longest
+    assert LLM(max_model_len=-1, kv_cache_memory_bytes=20_000_000, dtype="float32").info.max_model_len == longest
