@@ -39,8 +39,8 @@ def sample(
     ``top_p`` float32 < 1 or ``min_p`` float32 > 0 (each [S]). After division by the temperature, tokens less likely
     than min_p times the likeliest are dropped, then all but the top_k likeliest, then those outside the smallest set
     of the likeliest whose share of what remains reaches top_p; tokens tied with the last one kept are kept too.
-    ``seeds`` and ``positions`` int64 [S] fix the noise: a row's draw does not depend on the other rows. The arguments of
-    shape [S] are contiguous.
+    ``seeds`` and ``positions`` int64 [S] fix the noise: a row's draw does not depend on the other rows. All
+    arguments of shape [S] are contiguous.
 
     Source: Gumbel (1954); the argmax of log p + Gumbel noise is a sample of p.
     """

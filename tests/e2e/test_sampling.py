@@ -21,7 +21,14 @@ PROMPTS = [FRANCE, "def main():", "Once upon a time", LONG]
 
 
 def new_llm(**options: Any) -> LLM:
-    return LLM(max_model_len=512, kv_cache_memory_bytes=2**28, dtype="float32", max_num_batched_tokens=48, max_num_seqs=16, **options)
+    return LLM(
+        max_model_len=512,
+        kv_cache_memory_bytes=2**28,
+        dtype="float32",
+        max_num_batched_tokens=48,
+        max_num_seqs=16,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ import torch
 
 from tests.ops.cases import CHECKS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+from .util import NEEDS_GPU
+
+pytestmark = NEEDS_GPU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])

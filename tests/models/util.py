@@ -18,16 +18,17 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def backend_for(spec: AttentionSpec) -> Backend:
-    return select_backend(None, spec, CPU, torch.float32, BLOCK_SIZE)
+def new_decoder(spec: Spec, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Decoder:
+    def backend_for(attention: AttentionSpec) -> Backend:
+        return select_backend(None, attention, device, dtype, BLOCK_SIZE)
+
+    return Decoder(spec, dtype, device, backend_for)
 
 
-def new_decoder(spec: Spec) -> Decoder:
-    return Decoder(spec, torch.float32, CPU, backend_for)
-
-
-def loaded_decoder(spec: Spec, weights: dict[str, torch.Tensor]) -> Decoder:
-    decoder = new_decoder(spec)
+def loaded_decoder(
+    spec: Spec, weights: dict[str, torch.Tensor], device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> Decoder:
+    decoder = new_decoder(spec, device, dtype)
     for name, tensor in weights.items():
         decoder.load_weight(name, tensor)
     decoder.finish_loading()
@@ -75,14 +76,19 @@ class PagedRunner:
         order = random.Random(0).sample(range(1, num_blocks), num_blocks - 1)
         self.tables = [order[row * blocks_a_row : (row + 1) * blocks_a_row] for row in range(num_rows)]
         self.lengths = [0] * num_rows
+        weight = next(decoder.parameters())
+        self.device = weight.device
         for attention in decoder.attention_layers:
             spec = attention.spec
             shape = (num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-            attention.bind(torch.full(shape, 1e4), torch.full(shape, 1e4), group=0)  # stale contents must not matter
+            stale = [
+                torch.full(shape, 1e4, dtype=weight.dtype, device=weight.device) for _ in range(2)
+            ]  # must not matter
+            attention.bind(*stale, group=0)
 
     @torch.inference_mode()
     def step(self, tokens: dict[int, list[int]]) -> dict[int, torch.Tensor]:
-        """Compute the next ``tokens`` of some rows in one batch; their logits by row, [number of tokens, vocab]."""
+        """Compute the next ``tokens`` of some rows in one batch: logits by row, float32 [tokens, vocab] on the CPU."""
         rows = sorted(tokens, key=lambda row: len(tokens[row]) > 1)  # decodes first
         counts = [len(tokens[row]) for row in rows]
         starts = [self.lengths[row] for row in rows]
@@ -91,19 +97,22 @@ class PagedRunner:
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
         contexts = [self.lengths[row] for row in rows]
         batch = PagedBatch(
-            query_start=torch.tensor([0, *counts]).cumsum(0).int(),
-            context_lens=torch.tensor(contexts).int(),
-            block_table=torch.tensor([self.tables[row] for row in rows]).int(),
-            slots=torch.tensor(list(self._slots(rows, starts, counts))),
+            query_start=self._tensor([0, *counts]).cumsum(0).int(),
+            context_lens=self._tensor(contexts).int(),
+            block_table=self._tensor([self.tables[row] for row in rows]).int(),
+            slots=self._tensor(list(self._slots(rows, starts, counts))),
             query_lens_host=counts,
             context_lens_host=contexts,
             max_query_len=max(counts),
             max_context_len=max(contexts),
             num_decodes=counts.count(1),
         )
-        step = StepInput(torch.tensor(positions), (batch,))
-        hidden = self.decoder(torch.tensor([token for row in rows for token in tokens[row]]), step)
-        return dict(zip(rows, self.decoder.logits(hidden).split(counts), strict=True))
+        step = StepInput(self._tensor(positions), (batch,))
+        hidden = self.decoder(self._tensor([token for row in rows for token in tokens[row]]), step)
+        return dict(zip(rows, self.decoder.logits(hidden).cpu().split(counts), strict=True))
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _slots(self, rows: list[int], starts: list[int], counts: list[int]) -> Iterator[int]:
         for row, start, count in zip(rows, starts, counts, strict=True):
