@@ -119,7 +119,7 @@ def take_messages(engine: Engine, link: Link) -> bool:
 
 def _die_with_parent() -> None:
     """Block until stdin ends, which is when the parent's end of it closes, then leave at once."""
-    while sys.stdin.buffer.read(1):
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin: its lock, held while waiting, would break a normal exit
         pass
     os._exit(1)
 

@@ -18,7 +18,7 @@ PARIS = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--cpu-kv-cache-gb", "0.5", "--max-model-len", "1024") as running:
+    with Server("--kv-cache-memory-bytes", "512M", "--max-model-len", "1024") as running:
         yield running
 
 
@@ -118,7 +118,7 @@ def test_memory_stays_flat_over_2000_requests(server: Server) -> None:
 
 
 def test_a_killed_engine_ends_requests_and_the_server() -> None:
-    with Server("--cpu-kv-cache-gb", "0.2", "--max-model-len", "1024") as server:
+    with Server("--kv-cache-memory-bytes", "200M", "--max-model-len", "1024") as server:
         body = {"prompt": PARIS, "max_tokens": 900, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
@@ -134,13 +134,13 @@ def test_a_killed_engine_ends_requests_and_the_server() -> None:
 
 
 def test_a_killed_server_takes_its_engine_along() -> None:
-    with Server("--cpu-kv-cache-gb", "0.2", "--max-model-len", "1024") as server:
+    with Server("--kv-cache-memory-bytes", "200M", "--max-model-len", "1024") as server:
         os.kill(server.process.pid, signal.SIGKILL)
         wait_gone(server.engine_pid)
 
 
 def test_sigterm_lets_running_requests_finish() -> None:
-    with Server("--cpu-kv-cache-gb", "0.2", "--max-model-len", "1024", "--shutdown-timeout", "60") as server:
+    with Server("--kv-cache-memory-bytes", "200M", "--max-model-len", "1024", "--shutdown-timeout", "60") as server:
         body = {"prompt": PARIS, "max_tokens": 60, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
