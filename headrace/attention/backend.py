@@ -1,9 +1,13 @@
 """What every attention implementation provides, and what it is given each step."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+Array = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class PagedBatch:
     max_query_len: int
     max_context_len: int
     num_decodes: int  # leading rows with exactly one query token
+    work: torch.Tensor  # int32: what the backend's ``plan`` made of the step
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,27 @@ class StepInput:
 
 
 class Backend(Protocol):
-    """One implementation of paged causal attention: prefill, decode and mixed steps in one varlen call."""
+    """Paged causal attention of one kind of layer: prefill, decode and mixed steps in one varlen call."""
 
     name: str
+
+    def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype): ...
 
     @staticmethod
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
         """None if this backend can run such a layer, else the reason why not, as a sentence."""
         ...
 
+    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
+        """How to divide a step's work, int32: each layer's ``run`` finds these numbers on the device in ``batch.work``.
+
+        ``counts`` and ``contexts`` [R]: each row's query tokens and its tokens in the cache, those included; in the
+        first ``num_decodes`` rows one query token each.
+        """
+        ...
+
     def run(
         self,
-        spec: AttentionSpec,
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,

@@ -36,6 +36,6 @@ def select_backend(
             logger.info(
                 "attention on %s: %s%s", device, candidate, f" (rejected: {'; '.join(rejected)})" if rejected else ""
             )
-            return backend()
+            return backend(spec, device, dtype)
         rejected.append(f"{candidate}: {reason}")
     raise ConfigError(f"No attention backend can run this model's layers: {'; '.join(rejected)}.")

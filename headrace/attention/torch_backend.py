@@ -6,10 +6,11 @@ and values from blocks; does not know how blocks are assigned.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from headrace.attention.backend import AttentionSpec, PagedBatch
+from headrace.attention.backend import Array, AttentionSpec, PagedBatch
 
 QUERIES_AT_ONCE = 256  # bounds the scores and masks of a long prefill
 WASTE = 2.0  # decoding rows are padded to at most this multiple of their own keys
@@ -31,7 +32,8 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self) -> None:
+    def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
+        self.spec = spec
         self._batch: PagedBatch | None = None  # the last one seen: all layers of a step share its decode groups
         self._groups: list[DecodeGroup] = []
 
@@ -39,9 +41,11 @@ class TorchBackend:
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
         return None
 
+    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
+        return np.zeros(0, dtype=np.int32)
+
     def run(
         self,
-        spec: AttentionSpec,
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
@@ -50,6 +54,7 @@ class TorchBackend:
         alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``Backend.run``. Waits for nothing on a CPU; on a GPU this is for tests only."""
+        spec = self.spec
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         caches = k_cache.view(-1, *k_cache.shape[2:]), v_cache.view(-1, *v_cache.shape[2:])
         if self._batch is not batch:

@@ -1,29 +1,100 @@
-"""Paged attention in Triton: flash attention over block tables, and split over the keys for rows that decode.
+"""Paged attention in Triton: flash attention over block tables, cut into pieces of work that fill the device.
 
-The query heads that share a key head are packed into the rows of one matrix product, so keys and values are read once
-for all of them. Source of the algorithm: Dao, "FlashAttention-2" (2023), and its "Flash-Decoding" (2023). Knows
-nothing of how blocks are assigned.
+The host cuts a step's rows into items: some queries of a row against a range of its keys. A fixed number of programs
+works through the list, which lies in device memory, and whoever finishes a row's last range joins its results: a
+launch looks the same whatever the batch, so it can be captured. The query heads that share a key head are packed into
+the rows of one matrix product, so keys and values are read once for all of them. Source of the algorithm: Dao,
+"FlashAttention-2" (2023), and its "Flash-Decoding" (2023). Knows nothing of how blocks are assigned.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
-from headrace.attention.backend import AttentionSpec, PagedBatch
+from headrace.attention.backend import Array, AttentionSpec, PagedBatch
 from headrace.ops.jit import jit, tl
 from headrace.ops.registry import next_power_of_2, triton_unusable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
-PROGRAMS_WANTED = 512  # when decoding: some for each multiprocessor of the largest GPUs
-KEYS_A_SPLIT = 256  # at least, or joining the parts would cost more than they save
-MOST_SPLITS = 64
+KEYS_A_RANGE = 128  # at least, and a multiple of every ``Tiling.block_n``: shorter ranges cost more than they save
+FIELDS = 9  # of an item, see ``Tiling.cut``
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a launch is shaped: one for the rows that decode, one for the others."""
+
+    queries: int  # of one row at a time
+    block_m: int  # queries times the heads that share a key head, padded
+    block_n: int  # keys at a time
+    programs: int
+    num_warps: int
+    num_stages: int
+
+    def most_ranges(self, num_kv_heads: int) -> int:
+        """A bound of the ranges ``cut`` makes of items that it divides."""
+        return 2 * -(-self.programs // num_kv_heads)
+
+    def cut(self, spec: AttentionSpec, first_row: int, first_token: int, counts: Array, contexts: Array) -> Array:
+        """Items int32 [n, FIELDS] of rows with ``counts`` queries and ``contexts`` cached tokens, the longest first.
+
+        Fields: row, first token, number of queries, position of the first, first key, last key + 1, number of the
+        range among all ranges (-1: the item is whole), that of the item's first range, how many ranges it has.
+        """
+        row, tile = spread(-(-counts // self.queries))
+        first = tile * self.queries
+        token = (first_token + counts.cumsum() - counts)[row] + first
+        queries = np.minimum(counts[row] - first, self.queries)
+        position = (contexts - counts)[row] + first
+        stop = position + queries
+        start = np.maximum(position - spec.window + 1, 0) if spec.window else np.zeros_like(position)
+        visible = stop - start
+        share = max(int(visible.sum()) * spec.num_kv_heads // self.programs, 1)  # keeps all programs busy
+        length = np.minimum(-(-share // KEYS_A_RANGE) * KEYS_A_RANGE, visible)
+        length = -(-visible // (-(-visible // length) * KEYS_A_RANGE)) * KEYS_A_RANGE  # ranges of one length
+        ranges = -(-visible // length)
+        parts = np.where(ranges > 1, ranges, 0)
+        origin = np.where(ranges > 1, parts.cumsum() - parts, -1)
+        order = np.argsort(-np.minimum(visible, length), kind="stable")
+        item, place = spread(ranges[order])
+        item = order[item]
+        begin = start[item] + place * length[item]
+        end = np.minimum(begin + length[item], stop[item])
+        columns = (first_row + row[item], token[item], queries[item], position[item], begin, end)
+        return np.stack((*columns, origin[item] + place, origin[item], ranges[item]), axis=1).astype(np.int32)
+
+
+def spread(counts: Array) -> tuple[Array, Array]:
+    """``counts[i]`` times each index i, and the place of each among its equals."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]
 
 
 class TritonBackend:
     """Runs every kind of layer with heads of up to 256 dimensions, in any block size; never waits for the device."""
 
     name = "triton"
+
+    def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
+        self.spec = spec
+        group = spec.num_heads // spec.num_kv_heads
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+        # Fastest of those tried on an H200, for heads of 128 in bfloat16; larger heads get what fits beside each other.
+        wide = spec.head_dim > 128 or dtype == torch.float32
+        queries = max((32 if wide else 256) // group, 1)
+        padded = [max(next_power_of_2(count * group), 16) for count in (1, queries)]
+        self.decode = Tiling(1, padded[0], 32 if wide else 128, 2 * processors, 4, 2)
+        self.prefill = Tiling(queries, padded[1], 32 if wide else 64, processors, 4 if wide else 8, 2 if wide else 3)
+        tilings = (self.decode, self.prefill)
+        ranges = [tiling.most_ranges(spec.num_kv_heads) for tiling in tilings]
+        size = max(n * tiling.queries for n, tiling in zip(ranges, tilings, strict=True)) * spec.num_heads
+        self._results = torch.empty(size, spec.head_dim, dtype=torch.float32, device=device)
+        self._sums = torch.empty(2, size, dtype=torch.float32, device=device)
+        self._arrived = torch.zeros(max(ranges) * spec.num_kv_heads, dtype=torch.int32, device=device)
 
     @staticmethod
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
@@ -35,9 +106,16 @@ class TritonBackend:
             return f"heads of {spec.head_dim} dimensions are larger than {LARGEST_HEAD}"
         return None
 
+    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
+        """int32: the number of items of decoding rows, that of the others', then the items. See ``Backend.plan``."""
+        decodes, prefills = (
+            tiling.cut(self.spec, first, first, counts[first:last], contexts[first:last])
+            for tiling, first, last in ((self.decode, 0, num_decodes), (self.prefill, num_decodes, len(counts)))
+        )
+        return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel())).astype(np.int32)
+
     def run(
         self,
-        spec: AttentionSpec,
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
@@ -50,237 +128,170 @@ class TritonBackend:
         Rows that decode and rows that prefill take a launch each: their tiles differ.
         """
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        num_decodes, num_rows = batch.num_decodes, len(batch.query_lens_host)
         operands = (q, k_cache, v_cache, batch, out, sinks, alibi_slopes)
-        if num_decodes:
-            launch(spec, *operands, rows=num_decodes, first_row=0, decodes=True)
-        if num_rows > num_decodes:
-            launch(spec, *operands, rows=num_rows - num_decodes, first_row=num_decodes, decodes=False)
+        if batch.num_decodes:
+            self._launch(self.decode, True, *operands)
+        if batch.num_decodes < len(batch.query_lens_host):
+            self._launch(self.prefill, False, *operands)
         return out
 
-
-def num_splits(programs: int, visible: int) -> int:
-    """Into how many parts to cut the keys of decoding rows, so that enough programs run side by side."""
-    useful = min(-(-PROGRAMS_WANTED // programs), -(-visible // KEYS_A_SPLIT), MOST_SPLITS)
-    return max(useful, 1)
-
-
-def launch(
-    spec: AttentionSpec,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    batch: PagedBatch,
-    out: torch.Tensor,
-    sinks: torch.Tensor | None,
-    alibi_slopes: torch.Tensor | None,
-    *,
-    rows: int,
-    first_row: int,
-    decodes: bool,
-) -> None:
-    """Attend the tokens of ``rows`` rows from ``first_row`` on, which all ``decodes`` (one token each) or not."""
-    group = spec.num_heads // spec.num_kv_heads
-    wide = spec.head_dim > 128 or q.dtype == torch.float32
-    queries, tiles, splits = 1, rows, 1
-    if decodes:
-        visible = min(batch.max_context_len, spec.window or batch.max_context_len)
-        splits = num_splits(rows * spec.num_kv_heads, visible)
-    else:
-        # Row i's tiles start at number query_start[i] // queries + i: enough for each, known without asking the device.
-        queries = max((32 if wide else 128) // group, 1)
-        tiles = (q.shape[0] - first_row) // queries + rows
-    parts = lasts = None
-    if splits > 1:
-        parts = torch.empty(rows, spec.num_heads, splits, spec.head_dim, dtype=torch.float32, device=q.device)
-        lasts = torch.empty(2, rows, spec.num_heads, splits, dtype=torch.float32, device=q.device)
-    block_d = max(next_power_of_2(spec.head_dim), 16)
-    _attend_kernel[(tiles, spec.num_kv_heads, splits)](
-        *(q, k_cache, v_cache, out, parts, lasts, sinks, alibi_slopes),
-        *(batch.query_start, batch.context_lens, batch.block_table, batch.block_table.stride(0)),
-        *(q.stride(0), q.stride(1), k_cache.stride(1), k_cache.stride(2), rows, first_row, splits, spec.scale),
-        WINDOW=spec.window or 0,
-        SOFTCAP=spec.softcap,
-        BLOCK_SIZE=k_cache.shape[1],
-        NUM_HEADS=spec.num_heads,
-        GROUP=group,
-        HEAD_DIM=spec.head_dim,
-        DECODES=decodes,
-        QUERIES=queries,
-        BLOCK_M=max(next_power_of_2(queries * group), 16),
-        BLOCK_N=32 if wide else 64,
-        BLOCK_D=block_d,
-        num_warps=4 if decodes or wide else 8,
-        num_stages=2 if wide else 3,
-    )
-    if splits > 1:
-        _join_kernel[(rows, spec.num_heads)](
-            *(parts, lasts, out, rows, splits, spec.num_heads, spec.head_dim, MOST_SPLITS, block_d)
+    def _launch(
+        self,
+        tiling: Tiling,
+        decodes: bool,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        out: torch.Tensor,
+        sinks: torch.Tensor | None,
+        alibi_slopes: torch.Tensor | None,
+    ) -> None:
+        spec = self.spec
+        _attend_kernel[(tiling.programs,)](
+            *(q, k_cache, v_cache, out, self._results, self._sums, self._sums[1], self._arrived, sinks, alibi_slopes),
+            *(batch.work, batch.block_table, batch.block_table.stride(0)),
+            *(q.stride(0), q.stride(1), k_cache.stride(1), k_cache.stride(2), spec.scale),
+            WINDOW=spec.window or 0,
+            SOFTCAP=spec.softcap,
+            BLOCK_SIZE=k_cache.shape[1],
+            NUM_KV_HEADS=spec.num_kv_heads,
+            GROUP=spec.num_heads // spec.num_kv_heads,
+            HEAD_DIM=spec.head_dim,
+            FIELDS=FIELDS,
+            DECODES=decodes,
+            QUERIES=tiling.queries,
+            PROGRAMS=tiling.programs,
+            BLOCK_M=tiling.block_m,
+            BLOCK_N=tiling.block_n,
+            BLOCK_D=max(next_power_of_2(spec.head_dim), 16),
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
         )
 
 
-# Triton compiles a kernel anew where an integer is 1 or divisible by 16: not for these, which change from step to step.
-VARYING = ["table_stride", "rows", "first_row", "splits"]
-
-
-@jit(do_not_specialize=VARYING)
+@jit
 def _attend_kernel(
     q,
     k_cache,
     v_cache,
     out,
-    parts,
-    lasts,
+    results,
+    largests,
+    totals,
+    arrived,
     sinks,
     alibi_slopes,
-    query_start,
-    context_lens,
+    work,
     block_table,
     table_stride,
     q_token_stride,
     q_head_stride,
     slot_stride,
     kv_head_stride,
-    rows,
-    first_row,
-    splits,
     scale,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    FIELDS: tl.constexpr,
     DECODES: tl.constexpr,
     QUERIES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``QUERIES`` tokens of a row, their ``GROUP`` heads of one key head, against a part of the keys."""
-    tile = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    if DECODES:
-        row, tile_in_row = first_row + tile, 0
-    else:
-        row, tile_in_row = _row_of_tile(tile, query_start, rows, first_row, QUERIES)
-    row_start = tl.load(query_start + row)
-    num_queries = tl.load(query_start + row + 1) - row_start
-    first_query = tile_in_row * QUERIES
-    if first_query >= num_queries:
-        return
-    context = tl.load(context_lens + row)
-    earlier = context - num_queries
-
+    """Every ``PROGRAMS``-th item of the work list and key head: the item's queries' heads against its keys."""
+    num_items = tl.load(work) if DECODES else tl.load(work + 1)
+    items = work + 2 if DECODES else work + 2 + tl.load(work) * FIELDS
     line = tl.arange(0, BLOCK_M)
-    query = first_query + line // GROUP
-    head = kv_head * GROUP + line % GROUP
     dims = tl.arange(0, BLOCK_D)
-    real = (line < QUERIES * GROUP) & (query < num_queries)
-    token = (row_start + query).to(tl.int64)
-    places = token[:, None] * q_token_stride + head[:, None] * q_head_stride + dims[None, :]
-    q_tile = tl.load(q + places, mask=real[:, None] & (dims[None, :] < HEAD_DIM), other=0.0)
-    position = earlier + query
+    for number in range(tl.program_id(0), num_items * NUM_KV_HEADS, PROGRAMS):
+        item = items + number // NUM_KV_HEADS * FIELDS
+        kv_head = number % NUM_KV_HEADS
+        row, first_token, num_queries = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+        first_position, first_key, stop = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+        own_range, first_range, ranges = tl.load(item + 6), tl.load(item + 7), tl.load(item + 8)
+        head = kv_head * GROUP + line % GROUP
+        real = line < num_queries * GROUP
+        token = (first_token + line // GROUP).to(tl.int64)
+        inside = real[:, None] & (dims[None, :] < HEAD_DIM)
+        places = token[:, None] * q_token_stride + head[:, None] * q_head_stride + dims[None, :]
+        q_tile = tl.load(q + places, mask=inside, other=0.0)
+        position = first_position + line // GROUP
 
-    # The keys that any of the tile's queries sees, and this split's part of them.
-    stop = tl.minimum(earlier + first_query + QUERIES, context)
-    start = 0
-    if WINDOW > 0:
-        start = tl.maximum(earlier + first_query - WINDOW + 1, 0)
-    if parts is not None:
-        share = tl.cdiv(tl.cdiv(stop - start, splits), BLOCK_N) * BLOCK_N
-        start += split * share
-        stop = tl.minimum(stop, start + share)
-
-    # Base-2 logarithms and exponentials throughout: the device has instructions for those.
-    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if sinks is not None:  # the first part counts them
-        sink = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
-        largest = tl.where(split == 0, sink, float("-inf"))
-        total += tl.where(split == 0, 1.0, 0.0)
-    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if alibi_slopes is not None:
-        slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
-    result = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    table = block_table + row.to(tl.int64) * table_stride
-    k_head = k_cache + kv_head * kv_head_stride
-    v_head = v_cache + kv_head * kv_head_stride
-    for first_key in range(start, stop, BLOCK_N):
-        key = first_key + tl.arange(0, BLOCK_N)
-        block = tl.load(table + key // BLOCK_SIZE, mask=key < stop, other=0).to(tl.int64)
-        slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * slot_stride
-        cached = (key[:, None] < stop) & (dims[None, :] < HEAD_DIM)
-        keys = tl.load(k_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
-        scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-        if SOFTCAP > 0.0:
-            scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scores) - 1.0)
+        # Base-2 logarithms and exponentials throughout: the device has instructions for those.
+        largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], dtype=tl.float32)
+        if sinks is not None:  # counted in the first range
+            sink = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
+            largest = tl.where(own_range == first_range, sink, float("-inf"))
+            total += tl.where(own_range == first_range, 1.0, 0.0)
+        slope = tl.zeros([BLOCK_M], dtype=tl.float32)
         if alibi_slopes is not None:
-            scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
-        visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
-        if WINDOW > 0:
-            visible = visible & (key[None, :] > position[:, None] - WINDOW)
-        scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a line may have seen no key yet
-        weights = tl.exp2(scores - anchor[:, None])
-        kept = tl.exp2(largest - anchor)
-        values = tl.load(v_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
-        result = result * kept[:, None]
-        result = tl.dot(weights.to(values.dtype), values, result, input_precision="ieee")
-        total = total * kept + tl.sum(weights, axis=1)
-        largest = new_largest
+            slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
+        result = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+        table = block_table + row.to(tl.int64) * table_stride
+        k_head = k_cache + kv_head * kv_head_stride
+        v_head = v_cache + kv_head * kv_head_stride
+        for key_block in range(first_key, stop, BLOCK_N):
+            key = key_block + tl.arange(0, BLOCK_N)
+            block = tl.load(table + key // BLOCK_SIZE, mask=key < stop, other=0).to(tl.int64)
+            slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * slot_stride
+            cached = (key[:, None] < stop) & (dims[None, :] < HEAD_DIM)
+            keys = tl.load(k_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
+            scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
+            if SOFTCAP > 0.0:
+                scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scores) - 1.0)
+            if alibi_slopes is not None:
+                scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+            visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
+            if WINDOW > 0:
+                visible = visible & (key[None, :] > position[:, None] - WINDOW)
+            scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
+            new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+            anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a line may have seen no key yet
+            weights = tl.exp2(scores - anchor[:, None])
+            kept = tl.exp2(largest - anchor)
+            values = tl.load(v_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
+            result = result * kept[:, None]
+            result = tl.dot(weights.to(values.dtype), values, result, input_precision="ieee")
+            total = total * kept + tl.sum(weights, axis=1)
+            largest = new_largest
 
-    inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-    if parts is not None:
-        place = ((row - first_row) * NUM_HEADS + head) * splits + split
-        tl.store(parts + place[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
-        tl.store(lasts + place, largest, mask=real)
-        tl.store(lasts + rows * NUM_HEADS * splits + place, total, mask=real)
-    else:
-        places = (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + dims[None, :]
-        tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
-
-
-@jit
-def _row_of_tile(tile, query_start, rows, first_row, QUERIES: tl.constexpr):
-    """(row, number of the tile in the row): the last row whose tiles start at or before this one's number."""
-    origin = tl.load(query_start + first_row)
-    low = tile * 0
-    high = low + rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(query_start + first_row + middle) - origin) // QUERIES + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    first_tile = (tl.load(query_start + first_row + low) - origin) // QUERIES + low
-    return first_row + low, tile - first_tile
-
-
-@jit(do_not_specialize=VARYING)
-def _join_kernel(
-    parts,
-    lasts,
-    out,
-    rows,
-    splits,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MOST_SPLITS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One head of one decoding row: the mean of the parts' results by their share of the softmax's sum."""
-    line = tl.program_id(0) * NUM_HEADS + tl.program_id(1)
-    split = tl.arange(0, MOST_SPLITS)
-    dims = tl.arange(0, BLOCK_D)
-    used = split < splits
-    places = line * splits + split
-    largest = tl.load(lasts + places, mask=used, other=float("-inf"))
-    factor = tl.exp2(largest - tl.max(largest, axis=0))
-    total = tl.sum(tl.load(lasts + rows * NUM_HEADS * splits + places, mask=used, other=0.0) * factor, axis=0)
-    inside = used[:, None] & (dims < HEAD_DIM)[None, :]
-    results = tl.load(parts + places[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
-    result = tl.sum(results * factor[:, None], axis=0) / total
-    tl.store(out + line * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+        done = ranges == 1
+        if not done:
+            lines = ((own_range * NUM_KV_HEADS + kv_head) * QUERIES * GROUP + line).to(tl.int64)
+            tl.store(results + lines[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
+            tl.store(largests + lines, largest, mask=real)
+            tl.store(totals + lines, total, mask=real)
+            tl.debug_barrier()  # all of the program's stores come before it announces them
+            counter = arrived + first_range * NUM_KV_HEADS + kv_head
+            done = tl.atomic_add(counter, 1, sem="acq_rel") == ranges - 1
+            if done:
+                tl.store(counter, 0)  # for the next launch
+                largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+                total = tl.zeros([BLOCK_M], dtype=tl.float32)
+                result = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+                for part in range(first_range, first_range + ranges):
+                    lines = ((part * NUM_KV_HEADS + kv_head) * QUERIES * GROUP + line).to(tl.int64)
+                    part_largest = tl.load(largests + lines, mask=real, other=0.0, cache_modifier=".cg")
+                    part_total = tl.load(totals + lines, mask=real, other=0.0, cache_modifier=".cg")
+                    part_result = tl.load(
+                        results + lines[:, None] * HEAD_DIM + dims[None, :],
+                        mask=inside,
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    new_largest = tl.maximum(largest, part_largest)
+                    anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+                    kept, share = tl.exp2(largest - anchor), tl.exp2(part_largest - anchor)
+                    result = result * kept[:, None] + part_result * share[:, None]
+                    total = total * kept + part_total * share
+                    largest = new_largest
+        if done:
+            places = (token[:, None] * (NUM_KV_HEADS * GROUP) + head[:, None]) * HEAD_DIM + dims[None, :]
+            tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)

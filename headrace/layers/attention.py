@@ -69,7 +69,7 @@ class Attention(nn.Module):
             q, k = self._norm(self.q_norm, q.flatten(1)), self._norm(self.k_norm, k.flatten(1))
             q, k = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k))
             q, k = self._rotate_and_cache(q, k, v, step.positions, batch, None)
-        out = self.backend.run(self.spec, q, self.k_cache, self.v_cache, batch, alibi_slopes=self.alibi_slopes)
+        out = self.backend.run(q, self.k_cache, self.v_cache, batch, alibi_slopes=self.alibi_slopes)
         return self.o(out.flatten(1))
 
     def _head_norm(self, num_heads: int, dtype: torch.dtype, device: torch.device) -> Norm | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from headrace import device as devices
+from headrace.attention.backend import Backend
 from headrace.attention.select import select_backend
 from headrace.config import Config
 from headrace.device import GIB
@@ -77,7 +78,7 @@ class Runner:
     def execute(self, plan: Plan) -> Callable[[], Sampled]:
         """Launch a step; the returned call waits for it and gives what it sampled."""
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
-        batch = gather(plan, self.rows, self.layout.block_size)
+        batch = gather(plan, self.rows, self.layout.block_size, self._backends(self.layout))
         hidden = self.model(batch.token_ids, batch.step)
         prompts = self._prompt_logprobs(plan, hidden)
         tokens, logprobs, facts = None, None, []
@@ -179,7 +180,7 @@ class Runner:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
-            batch = gather(plan, rows, facts.block_size)
+            batch = gather(plan, rows, facts.block_size, self._backends(layout))
             hidden = self.model(batch.token_ids, batch.step)
             sampled = hidden[: facts.max_num_seqs]
             logits = self.model.logits(sampled).log_softmax(dim=-1)
@@ -193,6 +194,9 @@ class Runner:
         row_bytes = facts.max_num_seqs * facts.max_model_len * 4 * (1 + len(groups) / facts.block_size)
         self.ledger.record("memory measurement", peak)
         return peak + int(row_bytes)
+
+    def _backends(self, layout: KVCacheLayout) -> list[Backend]:
+        return [self._attentions[group.layers[0]].backend for group in layout.groups]
 
     def _rows(self, max_model_len: int) -> Rows:
         return Rows(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
@@ -96,6 +97,8 @@ class PagedRunner:
             self.lengths[row] += count
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
         contexts = [self.lengths[row] for row in rows]
+        backend = self.decoder.attention_layers[0].backend
+        work = backend.plan(np.array(counts), np.array(contexts), counts.count(1))
         batch = PagedBatch(
             query_start=self._tensor([0, *counts]).cumsum(0).int(),
             context_lens=self._tensor(contexts).int(),
@@ -106,6 +109,7 @@ class PagedRunner:
             max_query_len=max(counts),
             max_context_len=max(contexts),
             num_decodes=counts.count(1),
+            work=torch.from_numpy(work).to(self.device),
         )
         step = StepInput(self._tensor(positions), (batch,))
         hidden = self.decoder(self._tensor([token for row in rows for token in tokens[row]]), step)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 
+import numpy as np
 import torch
 
 from headrace.attention.backend import AttentionSpec, PagedBatch
@@ -176,7 +177,7 @@ class AttentionInputs:
         """The arguments of ``Backend.run`` after the spec."""
         tensors = {
             name: getattr(self.batch, name).to(device)
-            for name in ("query_start", "context_lens", "block_table", "slots")
+            for name in ("query_start", "context_lens", "block_table", "slots", "work")
         }
         floats = (tensor.to(device, dtype) for tensor in (self.q, self.k_cache, self.v_cache))
         extras = (tensor if tensor is None else tensor.to(device) for tensor in (self.sinks, self.alibi_slopes))
@@ -215,6 +216,7 @@ def attention_inputs(case: AttentionCase, seed: int = 0) -> AttentionInputs:
         max_query_len=max(queries),
         max_context_len=max(contexts),
         num_decodes=next((i for i, count in enumerate(queries) if count > 1), len(queries)),
+        work=torch.zeros(0, dtype=torch.int32),
     )
     fused = torch.randn(sum(queries), heads + 2, case.dim, generator=generator)  # so that q isn't contiguous
     sinks = torch.randn(heads, generator=generator) * 2 if case.sinks else None
@@ -225,8 +227,11 @@ def attention_inputs(case: AttentionCase, seed: int = 0) -> AttentionInputs:
 def check_attention(case: AttentionCase, device: str, dtype: torch.dtype) -> None:
     inputs = attention_inputs(case)
     rounded = replace(inputs, q=inputs.q.to(dtype), k_cache=inputs.k_cache.to(dtype), v_cache=inputs.v_cache.to(dtype))
-    expected = TorchBackend().run(case.spec, *rounded.to(CPU, torch.float32))
-    actual = TritonBackend().run(case.spec, *inputs.to(device, dtype))
+    expected = TorchBackend(case.spec, torch.device(CPU), torch.float32).run(*rounded.to(CPU, torch.float32))
+    backend, batch = TritonBackend(case.spec, torch.device(device), dtype), inputs.batch
+    work = backend.plan(np.array(batch.query_lens_host), np.array(batch.context_lens_host), batch.num_decodes)
+    planned = replace(inputs, batch=replace(batch, work=torch.from_numpy(work)))
+    actual = backend.run(*planned.to(device, dtype))
     assert actual.shape == expected.shape and actual.is_contiguous()
     # The softmax's weights are rounded to the dtype too before they meet the values.
     assert_close(actual, expected, dtype, 4)
