@@ -3,18 +3,16 @@
 import secrets
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from prometheus_client import CollectorRegistry
-from starlette.responses import Response
 
 import headrace
 from headrace.config import Config
 from headrace.server import chat, completions, errors, generate, info, tokens
 from headrace.server.context import Context
-from headrace.server.responses import json_response
-from headrace.server.routing import GuardedRoute, RequestIdHeader, new_router
+from headrace.server.docs import documentation
+from headrace.server.routing import GuardedRoute, RequestIdHeader
 
 if TYPE_CHECKING:
     from headrace.frontend.async_llm import AsyncLLM
@@ -59,26 +57,3 @@ def guarded_routes(router: APIRouter) -> list[GuardedRoute]:
     if strangers:
         raise TypeError(f"These routes are not guarded: {strangers}.")
     return [route for route in router.routes if isinstance(route, GuardedRoute)]
-
-
-def documentation(app: FastAPI) -> APIRouter:
-    """/openapi.json, and /docs and /redoc that show it."""
-    router = new_router()
-
-    @router.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return json_response(app.openapi())
-
-    @router.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> Response:
-        return get_swagger_ui_html(openapi_url=schema_url(request), title="Headrace")
-
-    @router.get("/redoc", include_in_schema=False)
-    async def redoc(request: Request) -> Response:
-        return get_redoc_html(openapi_url=schema_url(request), title="Headrace")
-
-    return router
-
-
-def schema_url(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/") + "/openapi.json"

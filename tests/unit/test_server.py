@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -271,6 +272,20 @@ async def test_metric_names_keep_their_colon_whatever_a_scraper_accepts(accept: 
         response = await client.get("/metrics", headers={"Accept": accept})
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert '\nvllm:num_requests_running{engine="0",model_name="fake"} 0.0\n' in response.text
+
+
+@pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
+async def test_docs_need_no_other_host(root_path: str) -> None:
+    async with client_of(make()[0], root_path) as client:
+        for page in ("/docs", "/redoc"):
+            text = (await client.get(root_path + page)).text
+            used = re.findall(r"""(?:src|href|spec-url)="([^"]*)"|url: '([^']*)'""", text)
+            urls = {url for pair in used for url in pair if url and url != "data:,"}
+            assert root_path + "/openapi.json" in urls
+            assert {(await client.get(url)).status_code for url in urls if not url.startswith("https://github")} == {
+                200
+            }
+        assert (await client.get(root_path + "/docs/secret")).json()["error"]["code"] == 404
 
 
 async def test_docs_can_be_off() -> None:
