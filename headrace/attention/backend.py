@@ -28,19 +28,16 @@ class AttentionSpec:
 class PagedBatch:
     """One step's tokens as attention sees them, for one KV group. R rows, T tokens; rows with one token come first.
 
-    Index tensors live on the device; the lists and integers are their host-side copies.
+    The tensors lie on the device. Lists and integers are of the host, and do not hold for a replay of a captured step.
     """
 
-    query_start: torch.Tensor  # int32 [R + 1]: row i owns tokens query_start[i] .. query_start[i + 1] - 1
-    context_lens: torch.Tensor  # int32 [R]: tokens of the row in the cache, those of this step included
-    block_table: torch.Tensor  # int32 [R, max_blocks]: entries outside a layer's window may be stale
+    block_table: torch.Tensor  # int32 [persistent rows, blocks]: entries outside a layer's window may be stale
     slots: torch.Tensor  # int64 [T]: flat cache slot (block * block_size + offset) each token's K and V go to
-    query_lens_host: list[int]  # [R]
-    context_lens_host: list[int]  # [R]
-    max_query_len: int
-    max_context_len: int
-    num_decodes: int  # leading rows with exactly one query token
     work: torch.Tensor  # int32: what the backend's ``plan`` made of the step
+    rows: list[int]  # [R]: rows of the block table
+    counts: list[int]  # [R]: query tokens
+    contexts: list[int]  # [R]: tokens in the cache, those of this step included
+    num_decodes: int  # leading rows with exactly one query token
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Backend(Protocol):
     """Paged causal attention of one kind of layer: prefill, decode and mixed steps in one varlen call."""
 
     name: str
+    capturable: bool  # what ``run`` launches depends on the shapes of its tensors alone
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype): ...
 
@@ -63,12 +61,16 @@ class Backend(Protocol):
         """None if this backend can run such a layer, else the reason why not, as a sentence."""
         ...
 
-    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
+    def plan(self, rows: Array, counts: Array, contexts: Array, num_decodes: int) -> Array:
         """How to divide a step's work, int32: each layer's ``run`` finds these numbers on the device in ``batch.work``.
 
-        ``counts`` and ``contexts`` [R]: each row's query tokens and its tokens in the cache, those included; in the
-        first ``num_decodes`` rows one query token each.
+        int64 [R] each: ``rows`` of the block table, their query tokens ``counts``, and ``contexts``, the tokens in the
+        cache, those included. The first ``num_decodes`` rows have one query token each.
         """
+        ...
+
+    def most_work(self, num_tokens: int, num_rows: int) -> int:
+        """How many numbers ``plan`` returns at most for steps of this size."""
         ...
 
     def run(
@@ -82,7 +84,7 @@ class Backend(Protocol):
     ) -> torch.Tensor:
         """Attend ``q`` [T, num_heads, head_dim] to the cache [num_blocks, block_size, num_kv_heads, head_dim].
 
-        The step's own keys and values are in the cache already. ``sinks`` and ``alibi_slopes`` are float32
-        [num_heads]. Returns [T, num_heads, head_dim].
+        The caches are contiguous, and so is each token in ``q``; the step's own keys and values are cached already.
+        ``sinks`` and ``alibi_slopes`` are float32 [num_heads]. Returns [T, num_heads, head_dim].
         """
         ...

@@ -31,6 +31,7 @@ class TorchBackend:
     """Runs every layer on every device."""
 
     name = "torch"
+    capturable = False
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
         self.spec = spec
@@ -41,8 +42,11 @@ class TorchBackend:
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
         return None
 
-    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
-        return np.zeros(0, dtype=np.int32)
+    def plan(self, rows: Array, counts: Array, contexts: Array, num_decodes: int) -> Array:
+        return np.zeros(0, dtype=np.int64)
+
+    def most_work(self, num_tokens: int, num_rows: int) -> int:
+        return 0
 
     def run(
         self,
@@ -68,15 +72,15 @@ class TorchBackend:
                 spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes
             ).squeeze(1)
         start = batch.num_decodes
-        for row in range(batch.num_decodes, len(batch.query_lens_host)):
-            end = start + batch.query_lens_host[row]
-            context = batch.context_lens_host[row]
+        for row in range(batch.num_decodes, len(batch.counts)):
+            end = start + batch.counts[row]
+            context = batch.contexts[row]
             prefill(
                 spec,
                 q[start:end],
                 out[start:end],
                 caches,
-                batch.block_table[row],
+                batch.block_table[batch.rows[row]],
                 k_cache.shape[1],
                 context,
                 sinks,
@@ -87,7 +91,7 @@ class TorchBackend:
 
 
 def decode_groups(batch: PagedBatch, block_size: int, window: int | None) -> list[DecodeGroup]:
-    contexts = batch.context_lens_host[: batch.num_decodes]
+    contexts = batch.contexts[: batch.num_decodes]
     visible = [min(context, window or context) for context in contexts]
     groups: list[DecodeGroup] = []
     order = sorted(range(len(visible)), key=visible.__getitem__, reverse=True)
@@ -113,7 +117,8 @@ def decode_group(
     positions = first + torch.arange(length, device=device)
     mask = (positions <= last)[:, None, None] if len({visible[row] for row in rows}) > 1 else None
     positions = torch.minimum(positions, last)
-    blocks = batch.block_table[index[:, None], positions // block_size].long()
+    tables = torch.tensor([batch.rows[row] for row in rows], device=device)[:, None]
+    blocks = batch.block_table[tables, positions // block_size].long()
     slots = blocks * block_size + positions % block_size
     leading = rows == list(range(len(rows)))
     return DecodeGroup(slice(len(rows)) if leading else index, slots.flatten(), length, positions, mask)

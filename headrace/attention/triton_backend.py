@@ -39,15 +39,16 @@ class Tiling:
         """A bound of the ranges ``cut`` makes of items that it divides."""
         return 2 * -(-self.programs // num_kv_heads)
 
-    def cut(self, spec: AttentionSpec, first_row: int, first_token: int, counts: Array, contexts: Array) -> Array:
-        """Items int32 [n, FIELDS] of rows with ``counts`` queries and ``contexts`` cached tokens, the longest first.
+    def cut(self, spec: AttentionSpec, rows: Array, tokens: Array, counts: Array, contexts: Array) -> Array:
+        """Items int32 [n, FIELDS], the longest first, of ``rows`` of the block table.
 
-        Fields: row, first token, number of queries, position of the first, first key, last key + 1, number of the
-        range among all ranges (-1: the item is whole), that of the item's first range, how many ranges it has.
+        Each row has ``counts`` queries, the first of them token ``tokens`` of the batch, and ``contexts`` cached
+        tokens. Fields: row, first token, number of queries, position of the first, first key, last key + 1, number of
+        the range among all ranges (-1: the item is whole), that of the item's first range, how many ranges it has.
         """
         row, tile = spread(-(-counts // self.queries))
         first = tile * self.queries
-        token = (first_token + counts.cumsum() - counts)[row] + first
+        token = tokens[row] + first
         queries = np.minimum(counts[row] - first, self.queries)
         position = (contexts - counts)[row] + first
         stop = position + queries
@@ -64,8 +65,8 @@ class Tiling:
         item = order[item]
         begin = start[item] + place * length[item]
         end = np.minimum(begin + length[item], stop[item])
-        columns = (first_row + row[item], token[item], queries[item], position[item], begin, end)
-        return np.stack((*columns, origin[item] + place, origin[item], ranges[item]), axis=1).astype(np.int32)
+        columns = (rows[row][item], token[item], queries[item], position[item], begin, end)
+        return np.stack((*columns, origin[item] + place, origin[item], ranges[item]), axis=1)
 
 
 def spread(counts: Array) -> tuple[Array, Array]:
@@ -78,6 +79,7 @@ class TritonBackend:
     """Runs every kind of layer with heads of up to 256 dimensions, in any block size; never waits for the device."""
 
     name = "triton"
+    capturable = True
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
         self.spec = spec
@@ -106,13 +108,20 @@ class TritonBackend:
             return f"heads of {spec.head_dim} dimensions are larger than {LARGEST_HEAD}"
         return None
 
-    def plan(self, counts: Array, contexts: Array, num_decodes: int) -> Array:
-        """int32: the number of items of decoding rows, that of the others', then the items. See ``Backend.plan``."""
+    def plan(self, rows: Array, counts: Array, contexts: Array, num_decodes: int) -> Array:
+        """The number of items of decoding rows, that of the others', then the items. See ``Backend.plan``."""
+        tokens = counts.cumsum() - counts
         decodes, prefills = (
-            tiling.cut(self.spec, first, first, counts[first:last], contexts[first:last])
-            for tiling, first, last in ((self.decode, 0, num_decodes), (self.prefill, num_decodes, len(counts)))
+            tiling.cut(self.spec, rows[part], tokens[part], counts[part], contexts[part])
+            for tiling, part in ((self.decode, slice(num_decodes)), (self.prefill, slice(num_decodes, None)))
         )
-        return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel())).astype(np.int32)
+        return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel()))
+
+    def most_work(self, num_tokens: int, num_rows: int) -> int:
+        """Every row, or tile of one, is an item; dividing adds no more than there are programs."""
+        tiles = num_rows + num_tokens // self.prefill.queries + num_rows
+        programs = (self.decode.programs + self.prefill.programs) // self.spec.num_kv_heads + 2
+        return 2 + FIELDS * (tiles + programs)
 
     def run(
         self,
@@ -131,7 +140,7 @@ class TritonBackend:
         operands = (q, k_cache, v_cache, batch, out, sinks, alibi_slopes)
         if batch.num_decodes:
             self._launch(self.decode, True, *operands)
-        if batch.num_decodes < len(batch.query_lens_host):
+        if batch.num_decodes < len(batch.rows):
             self._launch(self.prefill, False, *operands)
         return out
 
@@ -151,7 +160,7 @@ class TritonBackend:
         _attend_kernel[(tiling.programs,)](
             *(q, k_cache, v_cache, out, self._results, self._sums, self._sums[1], self._arrived, sinks, alibi_slopes),
             *(batch.work, batch.block_table, batch.block_table.stride(0)),
-            *(q.stride(0), q.stride(1), k_cache.stride(1), k_cache.stride(2), spec.scale),
+            *(q.stride(0), spec.scale),
             WINDOW=spec.window or 0,
             SOFTCAP=spec.softcap,
             BLOCK_SIZE=k_cache.shape[1],
@@ -185,10 +194,7 @@ def _attend_kernel(
     work,
     block_table,
     table_stride,
-    q_token_stride,
-    q_head_stride,
-    slot_stride,
-    kv_head_stride,
+    q_stride,
     scale,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -204,68 +210,41 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Every ``PROGRAMS``-th item of the work list and key head: the item's queries' heads against its keys."""
+    """Every ``PROGRAMS``-th pair of an item and a key head: the heads of the item's queries against its keys."""
     num_items = tl.load(work) if DECODES else tl.load(work + 1)
     items = work + 2 if DECODES else work + 2 + tl.load(work) * FIELDS
     line = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, BLOCK_D)
+    dims = tl.arange(0, BLOCK_D)[None, :]
     for number in range(tl.program_id(0), num_items * NUM_KV_HEADS, PROGRAMS):
         item = items + number // NUM_KV_HEADS * FIELDS
         kv_head = number % NUM_KV_HEADS
         row, first_token, num_queries = tl.load(item), tl.load(item + 1), tl.load(item + 2)
-        first_position, first_key, stop = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+        position = tl.load(item + 3) + line // GROUP
         own_range, first_range, ranges = tl.load(item + 6), tl.load(item + 7), tl.load(item + 8)
         head = kv_head * GROUP + line % GROUP
         real = line < num_queries * GROUP
         token = (first_token + line // GROUP).to(tl.int64)
-        inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-        places = token[:, None] * q_token_stride + head[:, None] * q_head_stride + dims[None, :]
-        q_tile = tl.load(q + places, mask=inside, other=0.0)
-        position = first_position + line // GROUP
-
-        # Base-2 logarithms and exponentials throughout: the device has instructions for those.
-        largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], dtype=tl.float32)
+        inside = real[:, None] & (dims < HEAD_DIM)
+        q_tile = tl.load(q + token[:, None] * q_stride + head[:, None] * HEAD_DIM + dims, inside, other=0.0)
+        largest, total = tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
         if sinks is not None:  # counted in the first range
             sink = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
-            largest = tl.where(own_range == first_range, sink, float("-inf"))
+            largest = tl.where(own_range == first_range, sink, largest)
             total += tl.where(own_range == first_range, 1.0, 0.0)
         slope = tl.zeros([BLOCK_M], dtype=tl.float32)
         if alibi_slopes is not None:
             slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
-        result = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        table = block_table + row.to(tl.int64) * table_stride
-        k_head = k_cache + kv_head * kv_head_stride
-        v_head = v_cache + kv_head * kv_head_stride
-        for key_block in range(first_key, stop, BLOCK_N):
-            key = key_block + tl.arange(0, BLOCK_N)
-            block = tl.load(table + key // BLOCK_SIZE, mask=key < stop, other=0).to(tl.int64)
-            slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * slot_stride
-            cached = (key[:, None] < stop) & (dims[None, :] < HEAD_DIM)
-            keys = tl.load(k_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
-            scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-            if SOFTCAP > 0.0:
-                scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scores) - 1.0)
-            if alibi_slopes is not None:
-                scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
-            visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
-            if WINDOW > 0:
-                visible = visible & (key[None, :] > position[:, None] - WINDOW)
-            scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
-            new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-            anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a line may have seen no key yet
-            weights = tl.exp2(scores - anchor[:, None])
-            kept = tl.exp2(largest - anchor)
-            values = tl.load(v_head + slot[:, None] + dims[None, :], mask=cached, other=0.0)
-            result = result * kept[:, None]
-            result = tl.dot(weights.to(values.dtype), values, result, input_precision="ieee")
-            total = total * kept + tl.sum(weights, axis=1)
-            largest = new_largest
-
+        result, largest, total = _attend_keys(
+            *(q_tile, position, largest, total, slope, tl.load(item + 4), tl.load(item + 5)),
+            *(k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM),
+            *(block_table + row.to(tl.int64) * table_stride, scale),
+            *(alibi_slopes is not None, NUM_KV_HEADS * HEAD_DIM, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+        )
         done = ranges == 1
         if not done:
-            lines = ((own_range * NUM_KV_HEADS + kv_head) * QUERIES * GROUP + line).to(tl.int64)
-            tl.store(results + lines[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
+            width: tl.constexpr = QUERIES * GROUP
+            lines = (own_range * NUM_KV_HEADS + kv_head) * width + line
+            tl.store(results + lines.to(tl.int64)[:, None] * HEAD_DIM + dims, result, mask=inside)
             tl.store(largests + lines, largest, mask=real)
             tl.store(totals + lines, total, mask=real)
             tl.debug_barrier()  # all of the program's stores come before it announces them
@@ -273,25 +252,98 @@ def _attend_kernel(
             done = tl.atomic_add(counter, 1, sem="acq_rel") == ranges - 1
             if done:
                 tl.store(counter, 0)  # for the next launch
-                largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-                total = tl.zeros([BLOCK_M], dtype=tl.float32)
-                result = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-                for part in range(first_range, first_range + ranges):
-                    lines = ((part * NUM_KV_HEADS + kv_head) * QUERIES * GROUP + line).to(tl.int64)
-                    part_largest = tl.load(largests + lines, mask=real, other=0.0, cache_modifier=".cg")
-                    part_total = tl.load(totals + lines, mask=real, other=0.0, cache_modifier=".cg")
-                    part_result = tl.load(
-                        results + lines[:, None] * HEAD_DIM + dims[None, :],
-                        mask=inside,
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
-                    new_largest = tl.maximum(largest, part_largest)
-                    anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-                    kept, share = tl.exp2(largest - anchor), tl.exp2(part_largest - anchor)
-                    result = result * kept[:, None] + part_result * share[:, None]
-                    total = total * kept + part_total * share
-                    largest = new_largest
+                lines = (first_range * NUM_KV_HEADS + kv_head) * width + line
+                result, total = _join(
+                    *(results, largests, totals, lines, ranges, real),
+                    *(NUM_KV_HEADS * width, HEAD_DIM, BLOCK_D),
+                )
         if done:
-            places = (token[:, None] * (NUM_KV_HEADS * GROUP) + head[:, None]) * HEAD_DIM + dims[None, :]
+            places = (token[:, None] * (NUM_KV_HEADS * GROUP) + head[:, None]) * HEAD_DIM + dims
             tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+@jit
+def _attend_keys(
+    q_tile,
+    position,
+    largest,
+    total,
+    slope,
+    first_key,
+    stop,
+    k_head,
+    v_head,
+    table,
+    scale,
+    ALIBI: tl.constexpr,
+    SLOT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(sum of the values by weight, largest score, sum of the weights) of each line of queries over a range of keys.
+
+    Base-2 logarithms and exponentials throughout: the device has instructions for those.
+    """
+    dims = tl.arange(0, q_tile.shape[1])[None, :]
+    result = tl.zeros(q_tile.shape, dtype=tl.float32)
+    for start in range(first_key, stop, BLOCK_N):
+        key = start + tl.arange(0, BLOCK_N)
+        block = tl.load(table + key // BLOCK_SIZE, mask=key < stop, other=0).to(tl.int64)
+        slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * SLOT
+        cached = (key[:, None] < stop) & (dims < HEAD_DIM)
+        keys = tl.load(k_head + slot[:, None] + dims, mask=cached, other=0.0)
+        scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
+        if SOFTCAP > 0.0:
+            scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scores) - 1.0)
+        if ALIBI:
+            scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+        visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
+        if WINDOW > 0:
+            visible = visible & (key[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a line may have seen no key yet
+        weights = tl.exp2(scores - anchor[:, None])
+        kept = tl.exp2(largest - anchor)
+        values = tl.load(v_head + slot[:, None] + dims, mask=cached, other=0.0)
+        result = result * kept[:, None]
+        result = tl.dot(weights.to(values.dtype), values, result, input_precision="ieee")
+        total = total * kept + tl.sum(weights, axis=1)
+        largest = new_largest
+    return result, largest, total
+
+
+@jit
+def _join(
+    results,
+    largests,
+    totals,
+    lines,
+    ranges,
+    real,
+    RANGE_LINES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(result, total) over all ranges of an item, of which ``lines`` are the first's; read past the L1 cache."""
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    inside = real[:, None] & (dims < HEAD_DIM)
+    largest = tl.full(lines.shape, float("-inf"), tl.float32)
+    total = tl.zeros(lines.shape, dtype=tl.float32)
+    result = tl.zeros([lines.shape[0], BLOCK_D], dtype=tl.float32)
+    for part in tl.range(ranges, num_stages=4):
+        there = lines + part * RANGE_LINES
+        part_largest = tl.load(largests + there, mask=real, other=0.0, cache_modifier=".cg")
+        part_total = tl.load(totals + there, mask=real, other=0.0, cache_modifier=".cg")
+        places = results + there.to(tl.int64)[:, None] * HEAD_DIM + dims
+        part_result = tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")
+        new_largest = tl.maximum(largest, part_largest)
+        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        kept, share = tl.exp2(largest - anchor), tl.exp2(part_largest - anchor)
+        result = result * kept[:, None] + part_result * share[:, None]
+        total = total * kept + part_total * share
+        largest = new_largest
+    return result, total

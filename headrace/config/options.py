@@ -57,6 +57,8 @@ class ModelOptions:
     )
     override_generation_config: dict[str, Any] = option({}, "Values that replace those of generation_config.json.")
     enforce_eager: bool = option(False, "Never capture GPU graphs.")
+    cudagraph_capture_sizes: list[int] = option([], "Numbers of tokens to capture steps for.")
+    max_cudagraph_capture_size: int | None = option(None, "The largest of them; 512 if not given.", minimum=1)
     attention_backend: str | None = option(None, "Attention implementation (torch, triton); the fastest unless set.")
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
 

@@ -186,10 +186,6 @@ class LegacyOptions:
         "2", "How much to compile.", aliases=("-O",), choices=("0", "1", "2", "3"), moot=FIXED_KERNELS
     )
     compilation_config: dict[str, Any] | None = option(None, "What to compile.", aliases=("-cc",), moot=FIXED_KERNELS)
-    cudagraph_capture_sizes: list[int] = option([], "Batch sizes to capture.", moot="no GPU graph is captured yet")
-    max_cudagraph_capture_size: int | None = option(
-        None, "Largest batch size to capture.", moot="no GPU graph is captured yet"
-    )
     performance_mode: str = option(
         "balanced",
         "What to tune for.",

@@ -24,6 +24,7 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
     max_model_len = _fitting_length(runner)
     if max_model_len < facts.max_model_len:
         runner.fit(max_model_len)
+    runner.capture(on_progress)
     limits = Limits(
         max_num_batched_tokens=facts.max_num_batched_tokens,
         max_num_seqs=facts.max_num_seqs,

@@ -128,6 +128,11 @@ class Decoder(nn.Module):
         """The attention of each layer, in order."""
         return [module for module in self.modules() if isinstance(module, Attention)]
 
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the host has to read something back during a step."""
+        return any(isinstance(module, Moe) for module in self.modules())
+
     def forward(self, token_ids: torch.Tensor, step: StepInput) -> torch.Tensor:
         """Hidden states [T, dim] after the final norm, of the tokens int64 [T]."""
         x = self.embedding(token_ids)

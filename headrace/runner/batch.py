@@ -1,73 +1,93 @@
-"""Gathers one step's batch from the persistent rows: tokens, positions, cache slots. Knows no sampling and no model."""
+"""A step's batch: packed into one vector of numbers on the host, unpacked on the device beside the persistent rows.
+
+What is launched depends on the ``Shape`` alone, the rest is read from device memory; so a step can be padded to a
+larger shape, and captured. Knows no sampling and no model.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from headrace.attention.backend import Backend, PagedBatch, StepInput
-from headrace.device import to_device
+from headrace.attention.backend import Array, Backend, PagedBatch, StepInput
+from headrace.ops.locate import locate
 from headrace.runner.rows import Rows
 from headrace.types import Plan
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Sizes of the parts of a packed step: R rows, T tokens, and the numbers of each KV group's work."""
+
+    num_tokens: int
+    num_rows: int
+    num_work: tuple[int, ...]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """query_start, rows, starts; of sampled tokens their rows, positions and indices into T; work by group."""
+        return (self.num_rows + 1, *[self.num_rows] * 5, *self.num_work)
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The device tensors of one step with R rows, T tokens and S sampled rows."""
+    """One step on the host: its numbers int32 [sum(shape.parts)], and lists that describe them."""
 
-    token_ids: torch.Tensor  # int64 [T]
-    step: StepInput
-    sampled_rows: torch.Tensor  # int64 [S]: indices of persistent rows
-    sampled_positions: torch.Tensor  # int64 [S]: where the sampled tokens will stand
-    sampled_tokens: torch.Tensor  # int64 [S]: indices into T of the tokens whose logits are sampled
+    numbers: Array
+    shape: Shape
+    rows: list[int]
+    counts: list[int]
+    contexts: list[int]
+    num_decodes: int
+    num_sampled: int
 
 
-def gather(plan: Plan, rows: Rows, block_size: int, backends: Sequence[Backend]) -> Batch:
-    """The batch of ``plan``, whose changes ``rows`` holds already. One small copy to the device; nothing is awaited.
+class Places(NamedTuple):
+    """Where the S sampled tokens of a step come from and go to: device tensors int64 [S]."""
 
-    ``backends``: that of each KV group's layers.
-    """
-    counts = np.asarray(plan.counts, dtype=np.int64)
-    num_rows, num_tokens = len(plan.rows), int(counts.sum())
-    query_start = np.zeros(num_rows + 1, dtype=np.int64)
-    np.cumsum(counts, out=query_start[1:])
-    starts = np.asarray(plan.starts, dtype=np.int64)
+    rows: torch.Tensor  # of the persistent rows
+    positions: torch.Tensor  # where the tokens will stand
+    tokens: torch.Tensor  # indices into the step's tokens, whose logits are sampled
+
+
+def pack(plan: Plan, backends: Sequence[Backend], shape: Shape | None = None) -> Batch:
+    """The numbers of ``plan``, padded to ``shape`` if that is given. ``backends``: that of each KV group's layers."""
+    rows, counts, starts = (np.asarray(part, dtype=np.int64) for part in (plan.rows, plan.counts, plan.starts))
+    sampled = np.asarray(plan.sampled, dtype=np.int64)
+    ends, contexts = counts.cumsum(), starts + counts
     num_decodes = int((counts == 1).cumprod().sum())
-    contexts = starts + counts
-    works = [backend.plan(counts, contexts, num_decodes) for backend in backends]
-    parts = (query_start, np.asarray(plan.rows, np.int64), starts, np.asarray(plan.sampled, np.int64), *works)
-    packed = to_device(torch.from_numpy(np.concatenate(parts)), rows.device)
-    query_start_d, rows_d, starts_d, sampled, *works_d = packed.split([len(part) for part in parts])
+    works = [backend.plan(rows, counts, contexts, num_decodes) for backend in backends]
+    shape = shape or Shape(int(ends[-1]), len(rows), tuple(map(len, works)))
+    numbers = np.zeros(sum(shape.parts), dtype=np.int32)
+    query_start, *others = np.split(numbers, np.cumsum(shape.parts)[:-1])
+    query_start[1:] = ends[-1]
+    query_start[1 : len(rows) + 1] = ends
+    filling = (rows, starts, rows[sampled], contexts[sampled], ends[sampled] - 1, *works)
+    for part, values in zip(others, filling, strict=True):
+        part[: len(values)] = values
+    return Batch(numbers, shape, plan.rows, plan.counts, contexts.tolist(), num_decodes, len(sampled))
 
-    counts_d = query_start_d.diff()
-    index = torch.arange(num_rows, device=rows.device).repeat_interleave(counts_d, output_size=num_tokens)
-    positions = torch.arange(num_tokens, device=rows.device) + (starts_d - query_start_d[:-1])[index]
-    token_rows = rows_d[index]
-    context_lens = starts_d + counts_d
-    context_lens_host = contexts.tolist()
-    longest = max(context_lens_host)
-    groups = []
-    for tables, work in zip(rows.tables, works_d, strict=True):
-        blocks = tables[token_rows, positions // block_size].long()
-        groups.append(
-            PagedBatch(
-                query_start=query_start_d.int(),
-                context_lens=context_lens.int(),
-                block_table=tables[rows_d, : -(-longest // block_size)],
-                slots=blocks * block_size + positions % block_size,
-                query_lens_host=plan.counts,
-                context_lens_host=context_lens_host,
-                max_query_len=max(plan.counts),
-                max_context_len=longest,
-                num_decodes=num_decodes,
-                work=work.int(),
-            )
-        )
-    return Batch(
-        token_ids=rows.tokens[token_rows, positions].long(),
-        step=StepInput(positions, tuple(groups)),
-        sampled_rows=rows_d[sampled],
-        sampled_positions=context_lens[sampled],
-        sampled_tokens=query_start_d[1:][sampled] - 1,
+
+def unpack(numbers: torch.Tensor, batch: Batch, rows: Rows, block_size: int) -> tuple[torch.Tensor, StepInput]:
+    """Token ids int64 [T] and the layers' input, of ``batch.numbers`` on the device. Nothing is awaited.
+
+    Padding tokens have id 0 and write into block 0, which is nobody's.
+    """
+    query_start, row_ids, starts, _, _, _, *works = numbers.split(batch.shape.parts)
+    token_ids, positions, slots = locate(
+        query_start, row_ids, starts, rows.tokens, rows.tables, block_size, batch.shape.num_tokens
     )
+    groups = (
+        PagedBatch(table, places, work, batch.rows, batch.counts, batch.contexts, batch.num_decodes)
+        for table, places, work in zip(rows.tables, slots, works, strict=True)
+    )
+    return token_ids, StepInput(positions, tuple(groups))
+
+
+def sampled_places(numbers: torch.Tensor, batch: Batch) -> Places:
+    _, _, _, *parts = numbers.split(batch.shape.parts)
+    return Places(*(part[: batch.num_sampled].long() for part in parts[:3]))

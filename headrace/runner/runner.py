@@ -3,6 +3,7 @@
 Knows tensors and files; does not know requests' text, queues or processes.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -10,22 +11,22 @@ from collections.abc import Callable
 import torch
 
 from headrace import device as devices
-from headrace.attention.backend import Backend
 from headrace.attention.select import select_backend
 from headrace.config import Config
-from headrace.device import GIB
+from headrace.device import GIB, to_device
 from headrace.models import loader, source
 from headrace.models.decoder import Decoder
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
 from headrace.models.spec import Spec
 from headrace.runner import memory
-from headrace.runner.batch import gather
+from headrace.runner.batch import Batch, pack, sampled_places, unpack
 from headrace.runner.facts import Facts, settle
+from headrace.runner.graphs import Graphs, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
-from headrace.types import KVCacheLayout, LedgerEntry, NewRow, Plan, PositionLogprobs, Progress, Sampled
+from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, NewRow, Plan, PositionLogprobs, Progress, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ class Runner:
         self.ledger.record("model configuration")
         self.model = self._load(build_decoder(config, spec, self.facts, self.device), files, on_progress)
         self._attentions = self.model.attention_layers
-        self.layout = self._size_cache()
+        groups = memory.group_layers([layer.spec for layer in self._attentions])
+        self._backends = [self._attentions[group.layers[0]].backend for group in groups]
         self.rows = self._rows(self.facts.max_model_len)
+        self._graphs: Graphs | None = None
+        self._capture_sizes = self._sizes_to_capture()
+        self.layout = self._size_cache(groups)
         memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
         self.ledger.record("KV cache", self.layout.num_blocks * self.layout.block_bytes)
         self._processors = load_processors(config, self.device)
@@ -75,19 +80,40 @@ class Runner:
         self.sampler = Sampler(self.rows, self.config.model.logprobs_mode, self._processors)
 
     @torch.inference_mode()
+    def capture(self, on_progress: Callable[[Progress], None]) -> None:
+        """Capture the usual steps, the largest first: the smaller ones fit into the same memory."""
+        if not self._capture_sizes:
+            return
+        before, total = devices.used_memory(self.device), len(self._capture_sizes)
+        graphs = self._new_graphs()
+        for done, size in enumerate(reversed(self._capture_sizes)):
+            on_progress(Progress("Capturing graphs", done, total))
+            graphs.capture(size)
+        on_progress(Progress("Capturing graphs", total, total))
+        self._graphs = graphs
+        self.ledger.record("graphs", devices.used_memory(self.device) - before)
+
+    @torch.inference_mode()
     def execute(self, plan: Plan) -> Callable[[], Sampled]:
         """Launch a step; the returned call waits for it and gives what it sampled."""
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
-        batch = gather(plan, self.rows, self.layout.block_size, self._backends(self.layout))
-        hidden = self.model(batch.token_ids, batch.step)
+        graph = self._graphs.find(plan) if self._graphs else None
+        batch = pack(plan, self._backends, graph.shape if graph else None)
+        numbers = to_device(torch.from_numpy(batch.numbers), self.device)
+        hidden = self._forward(numbers, batch) if graph is None else graph.replay(numbers)
         prompts = self._prompt_logprobs(plan, hidden)
         tokens, logprobs, facts = None, None, []
         if plan.sampled:
             facts = [self.rows.fact(plan.rows[i]) for i in plan.sampled]
             lengths = [plan.starts[i] + plan.counts[i] for i in plan.sampled]
-            logits = self.model.logits(hidden[batch.sampled_tokens])
-            tokens, logprobs = self.sampler(logits, batch, facts, lengths)
+            places = sampled_places(numbers, batch)
+            logits = self.model.logits(hidden[places.tokens])
+            tokens, logprobs = self.sampler(logits, places, facts, lengths)
         return self._pending(tokens, logprobs, facts, prompts)
+
+    def _forward(self, numbers: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Hidden states [T, dim] of a packed step."""
+        return self.model(*unpack(numbers, batch, self.rows, self.facts.block_size))
 
     def _pending(
         self,
@@ -156,52 +182,68 @@ class Runner:
         logger.info("Model loading took %.2f GiB and %.2f seconds", size / GIB, self.ledger.entries[-1].seconds)
         return model
 
-    def _size_cache(self) -> KVCacheLayout:
+    def _size_cache(self, groups: list[KVGroup]) -> KVCacheLayout:
         facts = self.facts
-        specs = [layer.spec for layer in self._attentions]
-        groups = memory.group_layers(specs)
-        num_bytes = memory.block_bytes(specs, groups, facts.block_size, facts.dtype)
-        peak = self._measure_step(groups, num_bytes) if self.device.type == "cuda" else 0
-        budget = memory.cache_budget(self.config, self.device, peak)
+        num_bytes = memory.block_bytes(
+            [layer.spec for layer in self._attentions], groups, facts.block_size, facts.dtype
+        )
+        needed = 0
+        if self.device.type == "cuda":
+            # Until the rows hold requests all that a step writes goes to block 0.
+            trial = KVCacheLayout(facts.block_size, 1, groups, num_bytes)
+            memory.bind_caches(self._attentions, trial, facts.dtype, self.device)
+            needed = self._measure_step() + self._measure_graphs()
+        budget = memory.cache_budget(self.config, self.device, needed)
         return memory.plan_cache(self.config, groups, facts.block_size, num_bytes, budget)
 
-    def _measure_step(self, groups: list[memory.KVGroup], num_bytes: int) -> int:
-        """Bytes that the largest step needs beside weights and cache, found by running it on a throwaway cache."""
+    @torch.inference_mode()
+    def _measure_step(self) -> int:
+        """Bytes that the largest step needs beside weights, rows and cache, found by running it."""
         facts = self.facts
-        length = min(facts.max_num_batched_tokens, facts.max_model_len)
-        num_blocks = -(-length // facts.block_size)
-        layout = KVCacheLayout(facts.block_size, num_blocks + 1, groups, num_bytes)
-        memory.bind_caches(self._attentions, layout, facts.dtype, self.device)
-        num_rows = -(-facts.max_num_batched_tokens // length)
-        rows = Rows(num_rows, length, len(groups), facts.block_size, self.device)
-        counts = [min(length, facts.max_num_batched_tokens - i * length) for i in range(num_rows)]
-        plan = Plan(0, list(range(num_rows)), [0] * num_rows, counts, list(range(num_rows)))
+        plan = dummy_plan(facts.max_num_batched_tokens, facts.max_num_seqs, facts.max_model_len, mixed=True)
+        batch = pack(plan, self._backends)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        with torch.inference_mode():
-            batch = gather(plan, rows, facts.block_size, self._backends(layout))
-            hidden = self.model(batch.token_ids, batch.step)
-            sampled = hidden[: facts.max_num_seqs]
-            logits = self.model.logits(sampled).log_softmax(dim=-1)
-            del logits, hidden, sampled, batch
+        hidden = self._forward(to_device(torch.from_numpy(batch.numbers), self.device), batch)
+        self.model.logits(hidden[: facts.max_num_seqs]).log_softmax(dim=-1)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-        empty = torch.zeros(0, device=self.device)
-        for layer in self._attentions:
-            layer.bind(empty, empty, 0)
-        # The persistent rows, too, must find room beside the cache.
-        row_bytes = facts.max_num_seqs * facts.max_model_len * 4 * (1 + len(groups) / facts.block_size)
         self.ledger.record("memory measurement", peak)
-        return peak + int(row_bytes)
+        return peak
 
-    def _backends(self, layout: KVCacheLayout) -> list[Backend]:
-        return [self._attentions[group.layers[0]].backend for group in layout.groups]
+    @torch.inference_mode()
+    def _measure_graphs(self) -> int:
+        """Bytes that all graphs will need: what the largest takes, and for each other as much as the second takes."""
+        if not self._capture_sizes:
+            return 0
+        trial, used = self._new_graphs(), [devices.used_memory(self.device)]
+        for size in self._capture_sizes[:-3:-1]:
+            trial.capture(size)
+            used.append(devices.used_memory(self.device))
+        first, *others = (after - before for before, after in itertools.pairwise(used))
+        return first + sum(others) * (len(self._capture_sizes) - 1)
+
+    def _sizes_to_capture(self) -> list[int]:
+        """None on a CPU, or where a step can't run without the host; the log says why."""
+        reason = None
+        if self.device.type != "cuda":
+            return []
+        if self.model.waits_for_device:
+            reason = "the host counts each expert's tokens"
+        for backend in self._backends:
+            if not backend.capturable:
+                reason = f"the attention backend {backend.name} works from the host's numbers"
+        if reason:
+            logger.info("No step is captured as a CUDA graph: %s", reason)
+            return []
+        return capture_sizes(self.config, self.facts.max_num_seqs, self.facts.max_num_batched_tokens)
+
+    def _new_graphs(self) -> Graphs:
+        return Graphs(self._forward, self._backends, self.facts.max_num_seqs, self.facts.max_model_len)
 
     def _rows(self, max_model_len: int) -> Rows:
-        return Rows(
-            self.facts.max_num_seqs, max_model_len, len(self.layout.groups), self.layout.block_size, self.device
-        )
+        return Rows(self.facts.max_num_seqs, max_model_len, len(self._backends), self.facts.block_size, self.device)
 
 
 def build_decoder(config: Config, spec: Spec, facts: Facts, device: torch.device) -> Decoder:

@@ -12,7 +12,7 @@ import torch
 
 from headrace.device import to_device
 from headrace.ops.sample import sample
-from headrace.runner.batch import Batch
+from headrace.runner.batch import Places
 from headrace.runner.logits_processors import ProcessorBatch
 from headrace.runner.rows import Rows
 from headrace.types import GREEDY_BELOW, Logprob, NewRow, PositionLogprobs
@@ -69,21 +69,21 @@ class Sampler:
         self.processors = processors
 
     def __call__(
-        self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], lengths: list[int]
+        self, logits: torch.Tensor, places: Places, facts: list[NewRow], lengths: list[int]
     ) -> tuple[torch.Tensor, TopLogprobs | None]:
         """``logits`` float32 [S, V], changed in place; ``facts`` and ``lengths`` (tokens so far) of the S rows."""
         counts = [fact.params.logprobs for fact in facts]
         wanted = [i for i, count in enumerate(counts) if count is not None]
         raw = logits[wanted] if wanted and not self.processed else None  # a copy, taken before any change
-        self._restrict(logits, batch, facts, lengths)
-        self._penalize(logits, batch, facts, max(lengths))
+        self._restrict(logits, facts, lengths)
+        self._penalize(logits, places, facts, max(lengths))
         if self.processors is not None:
             logits = self.processors.apply(logits, facts)
-        temperature, top_p, min_p = self.rows.floats.index_select(1, batch.sampled_rows)
-        seeds, top_k = self.rows.integers.index_select(1, batch.sampled_rows)
+        temperature, top_p, min_p = self.rows.floats.index_select(1, places.rows)
+        seeds, top_k = self.rows.integers.index_select(1, places.rows)
         filtered = any(f.params.top_k or f.params.top_p < 1 or f.params.min_p for f in facts)
-        tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, batch.sampled_positions, filtered)
-        self.rows.tokens[batch.sampled_rows, batch.sampled_positions] = tokens.int()
+        tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, places.positions, filtered)
+        self.rows.tokens[places.rows, places.positions] = tokens.int()
         if not wanted:
             return tokens, None
         if raw is None:
@@ -91,7 +91,7 @@ class Sampler:
             raw = logits[wanted] / torch.where(warm < GREEDY_BELOW, 1.0, warm)
         return tokens, top_logprobs(self.normalize(raw), tokens[wanted], [counts[i] or 0 for i in wanted])
 
-    def _restrict(self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], lengths: list[int]) -> None:
+    def _restrict(self, logits: torch.Tensor, facts: list[NewRow], lengths: list[int]) -> None:
         """Apply what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
         for i, (fact, length) in enumerate(zip(facts, lengths, strict=True)):
             params, row = fact.params, logits[i]
@@ -117,7 +117,7 @@ class Sampler:
         matches = (ending == self._ids(word[:-1])).all()
         row[word[-1]] = torch.where(matches, -torch.inf, row[word[-1]])
 
-    def _penalize(self, logits: torch.Tensor, batch: Batch, facts: list[NewRow], longest: int) -> None:
+    def _penalize(self, logits: torch.Tensor, places: Places, facts: list[NewRow], longest: int) -> None:
         """Presence and frequency penalties count output tokens; repetition those of the prompt as well.
 
         Counted anew from the rows' tokens each step: as cheap as a pass over the logits, and without state.
@@ -134,9 +134,9 @@ class Sampler:
         values = [[p.presence_penalty, p.frequency_penalty, p.repetition_penalty] for p in params]
         presence, frequency, repetition = to_device(torch.tensor(values), device).unsqueeze(-1).unbind(1)
         prompts = to_device(torch.tensor([facts[i].num_prompt_tokens for i in chosen]), device)[:, None]
-        tokens = self.rows.tokens[batch.sampled_rows[chosen], :longest].long()
+        tokens = self.rows.tokens[places.rows[chosen], :longest].long()
         place = torch.arange(longest, device=device)
-        known = place < batch.sampled_positions[chosen][:, None]
+        known = place < places.positions[chosen][:, None]
         zeros = torch.zeros(len(chosen), logits.shape[-1], device=device)
         outputs = zeros.scatter_add(1, tokens, (known & (place >= prompts)).float())
         seen = zeros.scatter_add(1, tokens, known.float()) > 0

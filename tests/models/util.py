@@ -98,18 +98,15 @@ class PagedRunner:
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
         contexts = [self.lengths[row] for row in rows]
         backend = self.decoder.attention_layers[0].backend
-        work = backend.plan(np.array(counts), np.array(contexts), counts.count(1))
+        work = backend.plan(np.array(rows), np.array(counts), np.array(contexts), counts.count(1))
         batch = PagedBatch(
-            query_start=self._tensor([0, *counts]).cumsum(0).int(),
-            context_lens=self._tensor(contexts).int(),
-            block_table=self._tensor([self.tables[row] for row in rows]).int(),
+            block_table=self._tensor(self.tables).int(),
             slots=self._tensor(list(self._slots(rows, starts, counts))),
-            query_lens_host=counts,
-            context_lens_host=contexts,
-            max_query_len=max(counts),
-            max_context_len=max(contexts),
+            work=torch.from_numpy(work).int().to(self.device),
+            rows=rows,
+            counts=counts,
+            contexts=contexts,
             num_decodes=counts.count(1),
-            work=torch.from_numpy(work).to(self.device),
         )
         step = StepInput(self._tensor(positions), (batch,))
         hidden = self.decoder(self._tensor([token for row in rows for token in tokens[row]]), step)

@@ -16,6 +16,8 @@ from headrace.attention.backend import AttentionSpec, PagedBatch
 from headrace.attention.torch_backend import TorchBackend
 from headrace.attention.triton_backend import TritonBackend
 from headrace.ops.activation import FUNCTIONS, act_and_mul
+from headrace.ops.linear import linear
+from headrace.ops.locate import locate
 from headrace.ops.norm import add_rms_norm, rms_norm
 from headrace.ops.rope import rope_and_cache
 from headrace.ops.sample import sample
@@ -59,6 +61,14 @@ def check_activation(tokens: int, inner: int, device: str, dtype: torch.dtype) -
         assert_close(act_and_mul.triton(gate_up.to(device), name), expected, dtype, 4)
 
 
+def check_linear(rows: int, outputs: int, inputs: int, bias: bool, device: str, dtype: torch.dtype) -> None:
+    x, weight = randn(rows, inputs).to(dtype), (randn(outputs, inputs, seed=1) * inputs**-0.5).to(dtype)
+    added = randn(outputs, seed=2).to(dtype) if bias else None
+    expected = linear.reference(x.float(), weight.float(), None if added is None else added.float())
+    on = [None if tensor is None else tensor.to(device) for tensor in (x, weight, added)]
+    assert_close(linear.triton(*on), expected, dtype, 4)
+
+
 def check_rope(
     heads: int, kv_heads: int, dim: int, rotary: int | None, interleaved: bool, device: str, dtype: torch.dtype
 ) -> None:
@@ -77,6 +87,29 @@ def check_rope(
     rotated = rope_and_cache.triton(*parts, positions.to(device), table, interleaved, *on, slots.to(device))
     for actual, right in zip((*rotated, *on), (*expected, *caches), strict=True):
         assert_close(actual, right, dtype, 4)
+
+
+def check_locate(
+    counts: list[int], starts: list[int], num_tokens: int, num_rows: int, device: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 1000, (6, 50), generator=generator, dtype=torch.int32)
+    tables = torch.randint(1, 1000, (2, 6, 13), generator=generator, dtype=torch.int32)
+    query_start = torch.full((num_rows + 1,), sum(counts), dtype=torch.int32)
+    query_start[: len(counts) + 1] = torch.tensor([0, *counts]).cumsum(0)
+    rows, padding = [5, 0, 3][: len(counts)], [0] * (num_rows - len(counts))
+    inputs = (query_start, torch.tensor(rows + padding).int(), torch.tensor(starts + padding).int(), tokens, tables)
+    expected = [
+        (tokens[row, position], position, *(tables[:, row, position // 4] * 4 + position % 4))
+        for row, start, count in zip(rows, starts, counts, strict=True)
+        for position in range(start, start + count)
+    ]
+    columns = torch.tensor(expected + [(0, 0, 0, 0)] * (num_tokens - len(expected))).T
+    for found in (
+        locate.reference(*inputs, 4, num_tokens),
+        locate.triton(*(tensor.to(device) for tensor in inputs), 4, num_tokens),
+    ):
+        assert torch.equal(torch.cat((found[0][None], found[1][None], found[2])).cpu(), columns)
 
 
 # -- sampling -------------------------------------------------------------------------------------------------------
@@ -175,10 +208,7 @@ class AttentionInputs:
 
     def to(self, device: str, dtype: torch.dtype) -> tuple[object, ...]:
         """The arguments of ``Backend.run`` after the spec."""
-        tensors = {
-            name: getattr(self.batch, name).to(device)
-            for name in ("query_start", "context_lens", "block_table", "slots", "work")
-        }
+        tensors = {name: getattr(self.batch, name).to(device) for name in ("block_table", "slots", "work")}
         floats = (tensor.to(device, dtype) for tensor in (self.q, self.k_cache, self.v_cache))
         extras = (tensor if tensor is None else tensor.to(device) for tensor in (self.sinks, self.alibi_slopes))
         return (*floats, replace(self.batch, **tensors), *extras)
@@ -207,16 +237,13 @@ def attention_inputs(case: AttentionCase, seed: int = 0) -> AttentionInputs:
         table[row, : needed[row]] = order[row]
         table[row, : unseen // case.block_size] = 0  # freed: block 0 is all poison
     batch = PagedBatch(
-        query_start=torch.tensor([0, *queries]).cumsum(0).int(),
-        context_lens=torch.tensor(contexts).int(),
         block_table=table,
         slots=torch.cat(slots),
-        query_lens_host=queries,
-        context_lens_host=contexts,
-        max_query_len=max(queries),
-        max_context_len=max(contexts),
-        num_decodes=next((i for i, count in enumerate(queries) if count > 1), len(queries)),
         work=torch.zeros(0, dtype=torch.int32),
+        rows=list(range(len(queries))),
+        counts=queries,
+        contexts=contexts,
+        num_decodes=next((i for i, count in enumerate(queries) if count > 1), len(queries)),
     )
     fused = torch.randn(sum(queries), heads + 2, case.dim, generator=generator)  # so that q isn't contiguous
     sinks = torch.randn(heads, generator=generator) * 2 if case.sinks else None
@@ -229,8 +256,9 @@ def check_attention(case: AttentionCase, device: str, dtype: torch.dtype) -> Non
     rounded = replace(inputs, q=inputs.q.to(dtype), k_cache=inputs.k_cache.to(dtype), v_cache=inputs.v_cache.to(dtype))
     expected = TorchBackend(case.spec, torch.device(CPU), torch.float32).run(*rounded.to(CPU, torch.float32))
     backend, batch = TritonBackend(case.spec, torch.device(device), dtype), inputs.batch
-    work = backend.plan(np.array(batch.query_lens_host), np.array(batch.context_lens_host), batch.num_decodes)
-    planned = replace(inputs, batch=replace(batch, work=torch.from_numpy(work)))
+    work = backend.plan(np.array(batch.rows), np.array(batch.counts), np.array(batch.contexts), batch.num_decodes)
+    assert len(work) <= backend.most_work(sum(batch.counts), len(batch.rows))
+    planned = replace(inputs, batch=replace(batch, work=torch.from_numpy(work).int()))
     actual = backend.run(*planned.to(device, dtype))
     assert actual.shape == expected.shape and actual.is_contiguous()
     # The softmax's weights are rounded to the dtype too before they meet the values.
@@ -249,6 +277,15 @@ CHECKS: dict[str, Check] = {
         for tokens, inner in ((1, 1), (3, 1500), (2, 96))
     },
     **{
+        f"linear {rows}x{inputs} by {outputs}{' and bias' * bias}": partial(check_linear, rows, outputs, inputs, bias)
+        for rows, outputs, inputs, bias in (
+            (1, 7, 100, True),
+            (1, 33, 5000, False),
+            (1, 64, 1024, True),
+            (3, 9, 64, True),
+        )
+    },
+    **{
         f"rope {heads} heads of {dim}, {rotary} {'interleaved' if mixed else 'in halves'}": partial(
             check_rope, *heads, dim, rotary, mixed
         )
@@ -258,6 +295,15 @@ CHECKS: dict[str, Check] = {
             ((40, 2), 128, 128, True),
             ((2, 1), 96, 24, True),
             ((3, 3), 32, None, False),
+        )
+    },
+    **{
+        f"locate {counts} at {starts} in {num_tokens}": partial(check_locate, counts, starts, num_tokens, num_rows)
+        for counts, starts, num_tokens, num_rows in (
+            ([1], [0], 1, 1),
+            ([1, 1, 4], [7, 49, 3], 6, 3),
+            ([1, 30, 9], [12, 0, 20], 300, 3),
+            ([3], [5], 8, 8),
         )
     },
     **{
