@@ -6,8 +6,9 @@ Knows neither models nor checkpoint names nor ranks.
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from headrace.ops.linear import linear
 
 
 class Weighted(Protocol):
@@ -36,7 +37,7 @@ class Method(Protocol):
 
 
 class Unquantized:
-    """Weights in the model's dtype, multiplied by the vendor library."""
+    """Weights in the model's dtype."""
 
     def allocate(
         self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
@@ -51,7 +52,4 @@ class Unquantized:
         pass
 
     def apply(self, layer: Weighted, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[0] == 1 and x.ndim == 2 and x.is_cpu:  # a matrix-vector product is a third faster here
-            y = torch.mv(layer.weight, x[0])
-            return (y if layer.bias is None else y + layer.bias)[None]
-        return F.linear(x, layer.weight, layer.bias)
+        return linear(x, layer.weight, layer.bias)
