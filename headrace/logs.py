@@ -11,6 +11,7 @@ from headrace.errors import ConfigError
 
 LINE = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
 DATE = "%m-%d %H:%M:%S"
+CLEAR_LINE = "\r\x1b[2K"  # of ECMA-48: to the first column, erase the line
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
@@ -24,10 +25,12 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def configure(level: str = "info", config_file: str | None = None) -> None:
+def configure(level: str = "info", config_file: str | None = None, *, shares_terminal: bool = False) -> None:
     """Send every logger's lines to stderr in one format, or set logging up from a ``dictConfig`` JSON file.
 
-    ``level`` is that of Headrace and uvicorn; other libraries log warnings only. Raises ConfigError for a bad file.
+    ``level`` is that of Headrace and uvicorn; other libraries log warnings only. ``shares_terminal``: another process
+    may be drawing a progress bar, so on a terminal each line first clears the one that it lands on. Raises ConfigError
+    for a bad file.
     """
     if config_file is not None:
         try:
@@ -36,7 +39,8 @@ def configure(level: str = "info", config_file: str | None = None) -> None:
             raise ConfigError(f"--log-config-file {config_file} is no logging configuration in JSON: {error}") from None
         return
     handler = StderrHandler()
-    handler.setFormatter(logging.Formatter(LINE, DATE))
+    clear = CLEAR_LINE if shares_terminal and sys.stderr.isatty() else ""
+    handler.setFormatter(logging.Formatter(clear + LINE, DATE))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     number = logging.DEBUG if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger("headrace").setLevel(number)

@@ -52,7 +52,7 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompt_file is not None:
         prompts += [line for line in read(arguments.prompt_file).splitlines() if line.strip()]
     elif not prompts and not sys.stdin.isatty():
-        prompts = [text] if (text := sys.stdin.read()) else []
+        prompts = [text] if (text := sys.stdin.read().removesuffix("\n")) else []  # echo's and a file's last newline
     if not prompts:
         raise ConfigError("there is no prompt: give --prompt, --prompt-file, or text on stdin.")
     return prompts
@@ -62,7 +62,7 @@ def read(path: str) -> str:
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-file {path} can't be read: {error}.") from None
+        raise ConfigError(f"--prompt-file {path} can't be read: {getattr(error, 'strerror', error)}.") from None
 
 
 def as_json(output: "RequestOutput") -> dict[str, Any]:

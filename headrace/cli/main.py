@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(tokens: list[str]) -> int:
+    if tokens[:1] == ["help"] and len(tokens) > 1:
+        tokens = [tokens[1], "--help"]
     name = tokens[0] if tokens else "--help"
     if name in ("-h", "--help", "help"):
         print(overview())

@@ -198,7 +198,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} can't be read: {error}.") from None
+        raise ConfigError(f"--config {path} can't be read: {getattr(error, 'strerror', error)}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):

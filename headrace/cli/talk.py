@@ -141,7 +141,7 @@ class Remote:
     def __init__(self, url: str, model: str | None, api_key: str | None, sampling: dict[str, Any]):
         import httpx
 
-        base = url.rstrip("/").removesuffix("/v1")
+        base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._url = base
         self._sampling = sampling
@@ -230,7 +230,8 @@ class Remote:
         except HeadraceError:
             raise
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise HeadraceError(f"no server answers at {self._url}: {error}.") from None
+            reason = str(error).rstrip(".")
+            raise HeadraceError(f"no server answers at {self._url}: {reason}.") from None
         except httpx.HTTPError as error:
             raise EngineDeadError(f"the connection to {self._url} broke: {error or type(error).__name__}.") from None
         except (ValueError, KeyError) as error:

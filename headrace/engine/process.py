@@ -44,7 +44,7 @@ def main() -> None:
     boot = msgspec.msgpack.decode(sys.stdin.buffer.read(length), type=Boot)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     config = Config.from_json(boot.config)
-    configure(config.server.uvicorn_log_level, config.server.log_config_file)
+    configure(config.server.uvicorn_log_level, config.server.log_config_file, shares_terminal=True)
     with zmq.Context() as context:
         link = Link(context, boot)
         try:

@@ -2,17 +2,18 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headrace import types
 from headrace.config import Config
 from headrace.engine.core import Engine
 from headrace.errors import RequestError
 from headrace.frontend.chat import load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.progress import StartupProgress
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
 from headrace.models import source
@@ -32,8 +33,8 @@ class LLM:
 
         self.config = Config.from_kwargs(**({"model": model} if model else {}), **options)
         files = source.resolve(self.config.model, self.config.load)
-        on_progress: Callable[[types.Progress], None] = lambda progress: None  # noqa: E731
-        self._engine: Engine | None = build_engine(self.config, files, on_progress)
+        with StartupProgress() as progress:
+            self._engine: Engine | None = build_engine(self.config, files, progress.update)
         self.info = self._engine.info
         self._door = Door(self.config, self.info, load_tokenizer(files, self.config))
         self._tracker = Tracker()
@@ -159,7 +160,7 @@ class LLM:
             TextColumn("{task.fields[speed]}"),
         )
         try:
-            with Progress(*columns, disable=not use_tqdm) as bar:
+            with Progress(*columns, console=Console(stderr=True), disable=not use_tqdm) as bar:
                 task, started, done, tokens = (
                     bar.add_task("Prompts", total=len(tracks), speed=""),
                     time.monotonic(),

@@ -24,7 +24,8 @@ from headrace import logs
 from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.frontend.async_llm import AsyncLLM
-from headrace.server.announce import StartupProgress, announce_ready, announce_start
+from headrace.frontend.progress import StartupProgress
+from headrace.server.announce import announce_ready, announce_start
 from headrace.server.app import build_app
 from headrace.server.context import Context
 from headrace.server.metrics import Metrics
