@@ -22,7 +22,7 @@ from headrace.errors import ConfigError, RequestError
 from headrace.types import CompletionOutput, RequestOutput, SamplingParams
 
 SERVE_HELP = " `headrace serve --help` lists all flags."
-NO_FILE = "[Errno 2] No such file or directory: '/nowhere.yaml'."
+NO_FILE = "No such file or directory."
 
 
 def configure(*words: str) -> Config:
