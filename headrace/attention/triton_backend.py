@@ -334,7 +334,7 @@ def _join(
     largest = tl.full(lines.shape, float("-inf"), tl.float32)
     total = tl.zeros(lines.shape, dtype=tl.float32)
     result = tl.zeros([lines.shape[0], BLOCK_D], dtype=tl.float32)
-    for part in tl.range(ranges, num_stages=4):
+    for part in range(ranges):
         there = lines + part * RANGE_LINES
         part_largest = tl.load(largests + there, mask=real, other=0.0, cache_modifier=".cg")
         part_total = tl.load(totals + there, mask=real, other=0.0, cache_modifier=".cg")
