@@ -79,13 +79,12 @@ class PagedRunner:
         self.lengths = [0] * num_rows
         weight = next(decoder.parameters())
         self.device = weight.device
+        self.backends = list(dict.fromkeys(attention.backend for attention in decoder.attention_layers))
         for attention in decoder.attention_layers:
             spec = attention.spec
-            shape = (num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-            stale = [
-                torch.full(shape, 1e4, dtype=weight.dtype, device=weight.device) for _ in range(2)
-            ]  # must not matter
-            attention.bind(*stale, group=0)
+            shape = (2, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+            stale = torch.full(shape, 1e4, dtype=weight.dtype, device=self.device)  # must not matter
+            attention.bind(stale[0], stale[1], self.backends.index(attention.backend))
 
     @torch.inference_mode()
     def step(self, tokens: dict[int, list[int]]) -> dict[int, torch.Tensor]:
@@ -97,18 +96,15 @@ class PagedRunner:
             self.lengths[row] += count
         positions = [p for start, count in zip(starts, counts, strict=True) for p in range(start, start + count)]
         contexts = [self.lengths[row] for row in rows]
-        backend = self.decoder.attention_layers[0].backend
-        work = backend.plan(np.array(rows), np.array(counts), np.array(contexts), counts.count(1))
-        batch = PagedBatch(
-            block_table=self._tensor(self.tables).int(),
-            slots=self._tensor(list(self._slots(rows, starts, counts))),
-            work=torch.from_numpy(work).int().to(self.device),
-            rows=rows,
-            counts=counts,
-            contexts=contexts,
-            num_decodes=counts.count(1),
+        slots, table = self._tensor(list(self._slots(rows, starts, counts))), self._tensor(self.tables).int()
+        plans = [b.plan(np.array(rows), np.array(counts), np.array(contexts), counts.count(1)) for b in self.backends]
+        groups = (
+            PagedBatch(
+                table, slots, self._tensor(plan.tolist()).int(), rows, counts, contexts, num_decodes=counts.count(1)
+            )
+            for plan in plans
         )
-        step = StepInput(self._tensor(positions), (batch,))
+        step = StepInput(self._tensor(positions), tuple(groups))
         hidden = self.decoder(self._tensor([token for row in rows for token in tokens[row]]), step)
         return dict(zip(rows, self.decoder.logits(hidden).cpu().split(counts), strict=True))
 
