@@ -1,6 +1,7 @@
 """The parent's side of an engine process: starts it, talks to it, notices its death. Knows no text and no requests."""
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -45,8 +46,9 @@ class EngineProcess:
     ) -> tuple["EngineProcess", EngineInfo]:
         """Start an engine and wait until it is ready. Raises ``ConfigError``, or ``EngineDeadError`` if it dies."""
         directory = Path(tempfile.mkdtemp(prefix="headrace-"))  # private to this user, as the sockets must be
+        alone = () if {"", os.getcwd()} & set(sys.path) else ("-P",)  # -m would put a stranger's directory in front
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "headrace.engine.process", stdin=asyncio.subprocess.PIPE
+            sys.executable, *alone, "-m", "headrace.engine.process", stdin=asyncio.subprocess.PIPE
         )
         engine = cls(process, directory, zmq.asyncio.Context())
         try:
@@ -88,7 +90,7 @@ class EngineProcess:
     def death(self) -> str:
         """Why the engine is gone, in one sentence."""
         if self.last_words is not None:
-            return f"The engine failed: {self.last_words.message}"
+            return f"The engine failed: {self.last_words.message.rstrip('.')}."
         code = self.process.returncode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with code {code}"
         return f"The engine process {how}."

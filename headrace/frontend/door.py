@@ -3,11 +3,11 @@
 Owns no requests: what passes here may be queued. Knows the tokenizer and the model's limits; knows no HTTP.
 """
 
-import importlib
 from typing import Any
 
 from headrace.config import Config
-from headrace.errors import ConfigError, RequestError
+from headrace.config.plugin import load_class
+from headrace.errors import RequestError
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import check_params, check_prompt
 from headrace.models.source import ModelFiles
@@ -21,7 +21,8 @@ class Door:
 
     def __init__(self, config: Config, info: EngineInfo, tokenizer: Tokenizer | None):
         self.config, self.info, self.tokenizer = config, info, tokenizer
-        self._validators = [_validator(path) for path in config.model.logits_processors]
+        processors = [load_class("--logits-processors", path) for path in config.model.logits_processors]
+        self._validators = [processor.validate_params for processor in processors]
 
     def admit(
         self,
@@ -69,12 +70,3 @@ class Door:
 
 def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:
     return None if config.model.skip_tokenizer_init else Tokenizer.load(files, config)
-
-
-def _validator(path: str) -> Any:
-    """What a custom logits processor checks requests with."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name).validate_params
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--logits-processors {path} can't be loaded as module:Class: {error}.") from error

@@ -5,7 +5,6 @@ changes their logits in ``apply``. Owns that interface and its bookkeeping; does
 """
 
 import enum
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from headrace.config import Config
+from headrace.config.plugin import load_class
 from headrace.errors import ConfigError
 from headrace.types import NewRow, SamplingParams
 
@@ -107,10 +107,8 @@ def load_processors(config: Config, device: torch.device) -> ProcessorBatch | No
     """The processors that ``--logits-processors`` names; None if it names none. Raises ``ConfigError``."""
     processors = []
     for path in config.model.logits_processors:
-        module, _, name = path.partition(":")
-        try:
-            processor_class = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"--logits-processors {path} can't be loaded as module:Class: {error}.") from error
+        processor_class = load_class("--logits-processors", path)
+        if not (isinstance(processor_class, type) and issubclass(processor_class, LogitsProcessor)):
+            raise ConfigError(f"--logits-processors {path} is no subclass of {__name__}.LogitsProcessor.")
         processors.append(processor_class(config, device, device.type == "cuda"))
     return ProcessorBatch(processors) if processors else None

@@ -58,6 +58,7 @@ class Runner:
         self.facts: Facts = settle(config, hf_config, generation, self.device)
         spec = spec_for(hf_config, self.facts.max_model_len)
         self.architecture, self.vocab_size = spec.architecture, spec.vocab_size
+        self._processors = load_processors(config, self.device)  # if they can't be had, say so before loading
         self.ledger.record("model configuration")
         self.model = self._load(build_decoder(config, spec, self.facts, self.device), files, on_progress)
         self._attentions = self.model.attention_layers
@@ -69,7 +70,6 @@ class Runner:
         self.layout = self._size_cache(groups)
         memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
         self.ledger.record("KV cache", self.layout.num_blocks * self.layout.block_bytes)
-        self._processors = load_processors(config, self.device)
         self.sampler = Sampler(self.rows, config.model.logprobs_mode, self._processors)
         overlap = config.scheduler.async_scheduling and self.device.type != "cpu" and self._processors is None
         self.steps_in_flight = 2 if overlap else 1

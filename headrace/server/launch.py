@@ -52,7 +52,7 @@ def run_server(config: Config) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(config, listener, started))
     except EngineDeadError as error:
-        logger.error("The engine failed: %s", error)
+        logger.error("%s", error)
         return 1
     finally:
         listener.close()
@@ -145,7 +145,7 @@ async def serve_engine(
             await drain(context, config.server.shutdown_timeout)
         exit_code = 0
         if dead.done():
-            logger.error("The engine died: %s Exiting.", dead.result())
+            logger.error("%s Exiting.", dead.result())
             exit_code = 1
             await asyncio.sleep(FAREWELL_SECONDS)
         await engine.shutdown()

@@ -274,9 +274,17 @@ def test_custom_logits_processor(llm: LLM) -> None:
     own.shutdown()
 
 
-def test_a_processor_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="nowhere:Nothing can't be loaded"):
-        new_llm(logits_processors=["nowhere:Nothing"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere:Nothing", "can't be loaded"),
+        ("json:Nothing", "can't be loaded"),
+        ("json:JSONDecoder", "is no subclass"),
+    ],
+)
+def test_a_processor_that_is_none(path: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"--logits-processors {path} {reason}"):
+        new_llm(logits_processors=[path])
 
 
 # -- the handle -----------------------------------------------------------------------------------------------------

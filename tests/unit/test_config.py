@@ -1,12 +1,16 @@
 """Options from Python, text and files: parsed, checked, refused or noted, and the same after a trip as JSON."""
 
 import dataclasses
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace import EngineArgs
 from headrace.config import GROUPS, OPTIONS, Config
+from headrace.config.plugin import load_class
 from headrace.errors import ConfigError
 
 MODEL_LEN = "--max-model-len must be a whole number of at least 1 such as 40000, 40k or 1K or auto, got "
@@ -147,3 +151,15 @@ def test_declarations_are_sound() -> None:
         assert not (option.facts.later and option.facts.moot), option.name
         for neutral in option.facts.neutral:
             Config.from_kwargs(**{option.name: neutral})
+
+
+def test_a_users_class_may_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "our_own_plugin.py").write_text("class Own: ...")
+    (tmp_path / "json.py").write_text("raise RuntimeError('not the library')")
+    (tmp_path / "our_broken_plugin.py").write_text("import no_such_library")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    assert load_class("--flag", "our_own_plugin:Own").__name__ == "Own"
+    assert load_class("--flag", "json:JSONDecoder") is json.JSONDecoder
+    with pytest.raises(ConfigError, match="--flag our_broken_plugin:Own can't be loaded.*no_such_library"):
+        load_class("--flag", "our_broken_plugin:Own")

@@ -169,7 +169,7 @@ def test_the_engines_death_ends_everything() -> None:
         health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["error"]["message"]) == (503, "It was killed.")
         assert running.exit_code() == 1
-        running.wait_for("ERROR .*The engine died: It was killed.")
+        running.wait_for("ERROR .*It was killed. Exiting.")
 
 
 def test_a_signal_while_starting() -> None:
