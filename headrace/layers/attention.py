@@ -8,12 +8,12 @@ import math
 import torch
 from torch import nn
 
-from headrace.attention.backend import AttentionSpec, Backend, PagedBatch, StepInput
+from headrace.attention.backend import AttentionSpec, Backend, StepInput
 from headrace.layers.linear import Linear
 from headrace.layers.norm import Norm
 from headrace.layers.rope import RotaryTable
 from headrace.layers.slots import AttentionSlot
-from headrace.ops.rope import rope_and_cache
+from headrace.ops.rope import HeadNorms, rope_and_cache
 
 
 class Attention(nn.Module):
@@ -47,6 +47,7 @@ class Attention(nn.Module):
         self.o = Linear(self.q_size, {"o": dim}, bias=slot.out_bias, split="row", dtype=dtype, device=device)
         self.q_norm = self._head_norm(slot.num_heads, dtype, device)
         self.k_norm = self._head_norm(slot.num_kv_heads, dtype, device)
+        self.head_norms = fused_norms(self.q_norm, self.k_norm, slot)
         slopes = torch.tensor(alibi_slopes(slot.num_heads), device=device) if slot.alibi else None
         self.register_buffer("alibi_slopes", slopes, persistent=False)
 
@@ -55,21 +56,17 @@ class Attention(nn.Module):
         self.k_cache, self.v_cache, self.group = k_cache, v_cache, group
 
     def forward(self, x: torch.Tensor, step: StepInput) -> torch.Tensor:
-        slot, batch = self.slot, step.groups[self.group]
+        slot, batch, rotary = self.slot, step.groups[self.group], self.rotary
         q, k, v = self.qkv(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
-        norm_last = slot.qk_norm is not None and slot.qk_norm.after_rope
-        if not norm_last:
+        if self.head_norms is None:
             q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
         if slot.clip is not None:
             q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
         q, k, v = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k, v))
-        q, k = self._rotate_and_cache(q, k, v, step.positions, batch, self.rotary)
-        if norm_last:
-            # The keys just cached lack their norm: write them again, this time without rotating.
-            q, k = self._norm(self.q_norm, q.flatten(1)), self._norm(self.k_norm, k.flatten(1))
-            q, k = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k))
-            q, k = self._rotate_and_cache(q, k, v, step.positions, batch, None)
-        out = self.backend.run(q, self.k_cache, self.v_cache, batch, alibi_slopes=self.alibi_slopes)
+        table, interleaved = (None, False) if rotary is None else (rotary.cos_sin, rotary.interleaved)
+        caches = self.k_cache, self.v_cache
+        q, k = rope_and_cache(q, k, v, step.positions, table, interleaved, self.head_norms, *caches, batch.slots)
+        out = self.backend.run(q, *caches, batch, alibi_slopes=self.alibi_slopes)
         return self.o(out.flatten(1))
 
     def _head_norm(self, num_heads: int, dtype: torch.dtype, device: torch.device) -> Norm | None:
@@ -87,17 +84,16 @@ class Attention(nn.Module):
             return norm(x.unflatten(-1, (-1, self.slot.head_dim)).contiguous()).flatten(1)
         return norm(x.contiguous())
 
-    def _rotate_and_cache(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        positions: torch.Tensor,
-        batch: PagedBatch,
-        rotary: RotaryTable | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        table, interleaved = (rotary.cos_sin, rotary.interleaved) if rotary is not None else (None, False)
-        return rope_and_cache(q, k, v, positions, table, interleaved, self.k_cache, self.v_cache, batch.slots)
+
+def fused_norms(q_norm: Norm | None, k_norm: Norm | None, slot: AttentionSlot) -> HeadNorms | None:
+    """The norms of single heads that the rotation can do on its way; None if it can't."""
+    if slot.qk_norm is None or q_norm is None or k_norm is None:
+        return None
+    if slot.qk_norm.norm.kind != "rms" or slot.qk_norm.over == "all_heads":
+        assert not slot.qk_norm.after_rope
+        return None
+    norm = slot.qk_norm.norm
+    return HeadNorms(q_norm.weight, k_norm.weight, norm.eps, norm.offset, slot.qk_norm.after_rope)
 
 
 def attention_spec(slot: AttentionSlot) -> AttentionSpec:

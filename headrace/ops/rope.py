@@ -1,13 +1,27 @@
-"""Rotary position embedding of queries and keys, fused with writing keys and values into the paged cache."""
+"""Rotary position embedding of queries and keys, with the norms around it and the writing into the paged cache."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from headrace.ops.jit import jit, tl
+from headrace.ops.norm import rms_norm
 from headrace.ops.registry import next_power_of_2, op
 
 NUMBERS_A_PROGRAM = 1024
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMS norms of each head of queries and keys, before the rotation or ``last``."""
+
+    q_weight: torch.Tensor  # [D], or [H, D] for own weights
+    k_weight: torch.Tensor
+    eps: float
+    offset: float
+    last: bool = False
 
 
 @op
@@ -18,25 +32,38 @@ def rope_and_cache(
     positions: torch.Tensor,
     cos_sin: torch.Tensor | None,
     interleaved: bool,
+    norms: HeadNorms | None,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slots: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate ``q`` [T, H, D] and ``k`` [T, H_kv, D], write k and ``v`` [T, H_kv, D] at ``slots``; return (q, k).
+    """Normalise and rotate ``q`` [T, H, D] and ``k`` [T, H_kv, D]; write k and ``v`` [T, H_kv, D] at ``slots``.
 
     ``positions`` int64 [T] choose rows of ``cos_sin`` float32 [max_positions, R]: R/2 cosines, then R/2 sines, for
     the first R <= D dimensions of each head, whose pairs are (i, i + R/2), or (2i, 2i + 1) if ``interleaved``.
     None: don't rotate. ``slots`` int64 [T]: block * block_size + offset in the caches [num_blocks, block_size, H_kv,
-    D], which are contiguous. q, k and v have stride 1 in their last dimension; q and k may be overwritten.
+    D], which are contiguous. q, k and v have stride 1 in their last dimension; q and k may be overwritten. Returns
+    (q, k).
 
     Source: Su et al., "RoFormer" (2021).
     """
+    if norms is not None and not norms.last:
+        q, k = normalise(q, k, norms)
     if cos_sin is not None:
         cos, sin = cos_sin.index_select(0, positions)[:, None].chunk(2, dim=-1)
         q, k = rotate(torch.cat((q, k), dim=1), cos, sin, interleaved).split((q.shape[1], k.shape[1]), dim=1)
+    if norms is not None and norms.last:
+        q, k = normalise(q, k, norms)
     k_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
     v_cache.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
     return q, k
+
+
+def normalise(q: torch.Tensor, k: torch.Tensor, norms: HeadNorms) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        rms_norm.reference(q, norms.q_weight, norms.eps, norms.offset),
+        rms_norm.reference(k, norms.k_weight, norms.eps, norms.offset),
+    )
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -57,6 +84,7 @@ def _rope_and_cache(
     positions: torch.Tensor,
     cos_sin: torch.Tensor | None,
     interleaved: bool,
+    norms: HeadNorms | None,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slots: torch.Tensor,
@@ -67,21 +95,15 @@ def _rope_and_cache(
     rotary_dim = 0 if cos_sin is None else cos_sin.shape[1]
     block = next_power_of_2(head_dim)
     heads = max(min(NUMBERS_A_PROGRAM // block, next_power_of_2(num_heads)), 1)
-    query_programs = -(-num_heads // heads) if rotary_dim else 0
+    query_programs = -(-num_heads // heads) if rotary_dim or norms else 0
+    weights = (norms.q_weight, norms.k_weight) if norms else (None, None)
     if num_tokens:
         _rope_and_cache_kernel[(num_tokens, query_programs - (-num_kv_heads // heads))](
-            q,
-            k,
-            v,
-            positions,
-            cos_sin,
-            k_cache,
-            v_cache,
-            slots,
-            *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
-            num_heads,
-            num_kv_heads,
-            query_programs,
+            *(q, k, v, *weights, positions, cos_sin, k_cache, v_cache, slots),
+            *(q.stride(0), k.stride(0), v.stride(0), num_heads, num_kv_heads, query_programs),
+            *(norms.eps if norms else 0.0, norms.offset if norms else 0.0),
+            NORM_LAST=norms is not None and norms.last,
+            OWN_WEIGHTS=norms is not None and norms.q_weight.ndim == 2,
             INTERLEAVED=interleaved,
             HEAD_DIM=head_dim,
             HALF=rotary_dim // 2,
@@ -97,20 +119,23 @@ def _rope_and_cache_kernel(
     q,
     k,
     v,
+    q_weight,
+    k_weight,
     positions,
     cos_sin,
     k_cache,
     v_cache,
     slots,
-    q_token_stride,
-    q_head_stride,
-    k_token_stride,
-    k_head_stride,
-    v_token_stride,
-    v_head_stride,
+    q_stride,
+    k_stride,
+    v_stride,
     num_heads,
     num_kv_heads,
     query_programs,
+    eps,
+    offset,
+    NORM_LAST: tl.constexpr,
+    OWN_WEIGHTS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
@@ -120,57 +145,88 @@ def _rope_and_cache_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
+    angles = cos_sin
+    if HALF > 0:
+        angles = cos_sin + tl.load(positions + token) * (2 * HALF)
     if program < query_programs:
         heads = program * HEADS + tl.arange(0, HEADS)[:, None]
-        places = q + token * q_token_stride + heads * q_head_stride
-        if HALF > 0:
-            _rotate(places, None, heads < num_heads, token, positions, cos_sin, INTERLEAVED, HALF, HALF_BLOCK)
+        places = q + token * q_stride + heads * HEAD_DIM
+        _turn_heads(
+            *(places, None, heads, heads < num_heads, angles, q_weight, eps, offset),
+            *(NORM_LAST, OWN_WEIGHTS, INTERLEAVED, HEAD_DIM, HALF, HALF_BLOCK, BLOCK),
+        )
     else:
         heads = (program - query_programs) * HEADS + tl.arange(0, HEADS)[:, None]
         slot = (tl.load(slots + token) * num_kv_heads + heads) * HEAD_DIM
         dims = tl.arange(0, BLOCK)[None, :]
         inside = (heads < num_kv_heads) & (dims < HEAD_DIM)
-        value = tl.load(v + token * v_token_stride + heads * v_head_stride + dims, mask=inside)
+        value = tl.load(v + token * v_stride + heads * HEAD_DIM + dims, mask=inside)
         tl.store(v_cache + slot + dims, value.to(v_cache.dtype.element_ty), mask=inside)
-        places = k + token * k_token_stride + heads * k_head_stride
-        if HALF > 0:
-            _rotate(
-                places, k_cache + slot, heads < num_kv_heads, token, positions, cos_sin, INTERLEAVED, HALF, HALF_BLOCK
-            )
-        if HALF * 2 < HEAD_DIM:
-            rest = inside & (dims >= 2 * HALF)
-            key = tl.load(places + dims, mask=rest)
-            tl.store(k_cache + slot + dims, key.to(k_cache.dtype.element_ty), mask=rest)
+        places = k + token * k_stride + heads * HEAD_DIM
+        _turn_heads(
+            *(places, k_cache + slot, heads, heads < num_kv_heads, angles, k_weight, eps, offset),
+            *(NORM_LAST, OWN_WEIGHTS, INTERLEAVED, HEAD_DIM, HALF, HALF_BLOCK, BLOCK),
+        )
 
 
 @jit
-def _rotate(
+def _turn_heads(
     places,
     copies,
+    heads,
     inside,
-    token,
-    positions,
-    cos_sin,
+    angles,
+    weight,
+    eps,
+    offset,
+    NORM_LAST: tl.constexpr,
+    OWN_WEIGHTS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Rotate the heads at ``places`` [HEADS, 1] where they are, and write them to ``copies`` too unless None."""
-    pairs = tl.arange(0, HALF_BLOCK)[None, :]
-    angles = cos_sin + tl.load(positions + token) * (2 * HALF) + pairs
-    cos = tl.load(angles, mask=pairs < HALF, other=0.0)
-    sin = tl.load(angles + HALF, mask=pairs < HALF, other=0.0)
-    if INTERLEAVED:
-        first, second = 2 * pairs, 2 * pairs + 1
-    else:
-        first, second = pairs, pairs + HALF
-    inside = inside & (pairs < HALF)
-    a = tl.load(places + first, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(places + second, mask=inside, other=0.0).to(tl.float32)
-    rotated_a = a * cos - b * sin
-    rotated_b = b * cos + a * sin
-    tl.store(places + first, rotated_a.to(places.dtype.element_ty), mask=inside)
-    tl.store(places + second, rotated_b.to(places.dtype.element_ty), mask=inside)
+    """Normalise and rotate the heads at ``places`` [HEADS, 1] where they are; write them to ``copies`` too unless None.
+
+    A rotation leaves the mean square alone, so the scale is that of the numbers as they come.
+    """
+    dims = tl.arange(0, BLOCK)[None, :]
+    scale = 1.0
+    weights = weight
+    if weight is not None:
+        whole = tl.load(places + dims, mask=inside & (dims < HEAD_DIM), other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(whole * whole, axis=1, keep_dims=True) / HEAD_DIM + eps)
+        weights = weight + heads * HEAD_DIM if OWN_WEIGHTS else weight + heads * 0
+    if HALF > 0:
+        pairs = tl.arange(0, HALF_BLOCK)[None, :]
+        cos = tl.load(angles + pairs, mask=pairs < HALF, other=0.0)
+        sin = tl.load(angles + HALF + pairs, mask=pairs < HALF, other=0.0)
+        first = 2 * pairs if INTERLEAVED else pairs
+        second = first + 1 if INTERLEAVED else first + HALF
+        turning = inside & (pairs < HALF)
+        a = tl.load(places + first, mask=turning, other=0.0).to(tl.float32)
+        b = tl.load(places + second, mask=turning, other=0.0).to(tl.float32)
+        if weight is not None:
+            a_factor = (tl.load(weights + first, mask=turning, other=0.0).to(tl.float32) + offset) * scale
+            b_factor = (tl.load(weights + second, mask=turning, other=0.0).to(tl.float32) + offset) * scale
+            if not NORM_LAST:
+                a, b = a * a_factor, b * b_factor
+        a, b = a * cos - b * sin, b * cos + a * sin
+        if weight is not None and NORM_LAST:
+            a, b = a * a_factor, b * b_factor
+        _store(places + first, copies, first, a, turning)
+        _store(places + second, copies, second, b, turning)
+    if HALF * 2 < HEAD_DIM:
+        rest = inside & (dims >= 2 * HALF) & (dims < HEAD_DIM)
+        values = tl.load(places + dims, mask=rest, other=0.0).to(tl.float32)
+        if weight is not None:
+            values *= (tl.load(weights + dims, mask=rest, other=0.0).to(tl.float32) + offset) * scale
+        _store(places + dims, copies, dims, values, rest)
+
+
+@jit
+def _store(places, copies, dims, values, inside):
+    tl.store(places, values.to(places.dtype.element_ty), mask=inside)
     if copies is not None:
-        tl.store(copies + first, rotated_a.to(copies.dtype.element_ty), mask=inside)
-        tl.store(copies + second, rotated_b.to(copies.dtype.element_ty), mask=inside)
+        tl.store(copies + dims, values.to(copies.dtype.element_ty), mask=inside)

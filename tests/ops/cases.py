@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from headrace.ops.activation import FUNCTIONS, act_and_mul
 from headrace.ops.linear import linear
 from headrace.ops.locate import locate
 from headrace.ops.norm import add_rms_norm, rms_norm
-from headrace.ops.rope import rope_and_cache
+from headrace.ops.rope import HeadNorms, rope_and_cache
 from headrace.ops.sample import sample
 
 Check = Callable[[str, torch.dtype], None]
@@ -70,23 +71,37 @@ def check_linear(rows: int, outputs: int, inputs: int, bias: bool, device: str, 
 
 
 def check_rope(
-    heads: int, kv_heads: int, dim: int, rotary: int | None, interleaved: bool, device: str, dtype: torch.dtype
+    heads: int, kv_heads: int, dim: int, rotary: int | None, mixed: bool, norm: str, device: str, dtype: torch.dtype
 ) -> None:
     tokens, blocks, block_size = 5, 3, 4
-    q, k, v = randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype).split([heads * dim, *[kv_heads * dim] * 2], -1)
-    parts = [part.unflatten(-1, (-1, dim)) for part in (q, k, v)]
+    qkv = randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype)
     positions, slots = torch.tensor([3, 0, 19, 7, 7]), torch.tensor([11, 4, 0, 6, 5])
     angles = randn(20, rotary // 2) * 3 if rotary else None
     table = None if angles is None else torch.cat((angles.cos(), angles.sin()), dim=-1)
-    caches = [torch.full((blocks, block_size, kv_heads, dim), -1.0) for _ in range(2)]
-    expected = rope_and_cache.reference(*(p.float() for p in parts), positions, table, interleaved, *caches, slots)
-    qkv = torch.cat((q, k, v), dim=-1).to(device)  # views of one tensor, as a fused projection gives them
-    parts = [part.unflatten(-1, (-1, dim)) for part in qkv.split([heads * dim, *[kv_heads * dim] * 2], -1)]
-    on = [torch.full_like(cache, -1.0, dtype=dtype, device=device) for cache in caches]
-    table = None if table is None else table.to(device)
-    rotated = rope_and_cache.triton(*parts, positions.to(device), table, interleaved, *on, slots.to(device))
-    for actual, right in zip((*rotated, *on), (*expected, *caches), strict=True):
-        assert_close(actual, right, dtype, 4)
+    shapes = ((heads, dim), (kv_heads, dim)) if norm == "own" else ((dim,), (dim,))
+    weights = [randn(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes, 1)]
+
+    def run(implementation: Callable[..., Any], where: str, kept: torch.dtype) -> list[torch.Tensor]:
+        # Views of one tensor, as a fused projection gives them.
+        parts = qkv.to(where, kept, copy=True).split([heads * dim, *[kv_heads * dim] * 2], -1)
+        caches = [torch.full((blocks, block_size, kv_heads, dim), -1.0, dtype=kept, device=where) for _ in range(2)]
+        norms = HeadNorms(*(w.to(where, kept) for w in weights), 1e-5, 0.5, norm == "last") if norm else None
+        return [
+            *implementation(
+                *(part.unflatten(-1, (-1, dim)) for part in parts),
+                positions.to(where),
+                None if table is None else table.to(where),
+                mixed,
+                norms,
+                *caches,
+                slots.to(where),
+            ),
+            *caches,
+        ]
+
+    expected = run(rope_and_cache.reference, CPU, torch.float32)
+    for actual, right in zip(run(rope_and_cache.triton, device, dtype), expected, strict=True):
+        assert_close(actual, right, dtype, 8)
 
 
 def check_locate(
@@ -286,15 +301,19 @@ CHECKS: dict[str, Check] = {
         )
     },
     **{
-        f"rope {heads} heads of {dim}, {rotary} {'interleaved' if mixed else 'in halves'}": partial(
-            check_rope, *heads, dim, rotary, mixed
+        f"rope {heads} heads of {dim}, {rotary} {'interleaved' if mixed else 'in halves'}, norm {norm}": partial(
+            check_rope, *heads, dim, rotary, mixed, norm
         )
-        for heads, dim, rotary, mixed in (
-            ((9, 3), 64, 64, False),
-            ((4, 4), 80, 32, False),
-            ((40, 2), 128, 128, True),
-            ((2, 1), 96, 24, True),
-            ((3, 3), 32, None, False),
+        for heads, dim, rotary, mixed, norm in (
+            ((9, 3), 64, 64, False, ""),
+            ((4, 4), 80, 32, False, ""),
+            ((40, 2), 128, 128, True, ""),
+            ((2, 1), 96, 24, True, ""),
+            ((3, 3), 32, None, False, ""),
+            ((16, 8), 128, 128, False, "first"),
+            ((3, 1), 80, 32, True, "own"),
+            ((4, 2), 64, 64, False, "last"),
+            ((3, 3), 32, None, False, "first"),
         )
     },
     **{
