@@ -11,6 +11,7 @@ from headrace.engine.kv_cache import blocks_for
 from headrace.engine.scheduler import Limits, Scheduler
 from headrace.errors import ConfigError
 from headrace.models.source import ModelFiles
+from headrace.runner.memory import size_flag
 from headrace.runner.runner import Runner
 from headrace.types import EngineInfo, Progress
 
@@ -72,9 +73,9 @@ def _fitting_length(runner: Runner) -> int:
     if runner.facts.fit_model_len and low:
         logger.info("The KV cache holds %d tokens of one request: serving contexts up to that", low)
         return low
-    size = runner.layout.block_bytes
+    size, flag = runner.layout.block_bytes, size_flag(runner.config, runner.device)
+    fitting = f"use --max-model-len {low} or less, or " if low else ""
     raise ConfigError(
         f"One request of --max-model-len {wanted} needs {_blocks(runner, wanted) * size / GIB:.2f} GiB of KV cache, "
-        f"but {available * size / GIB:.2f} GiB are available; use --max-model-len {low} or less, or give the cache "
-        "more memory with --gpu-memory-utilization, --kv-cache-memory-bytes or, on a CPU, --cpu-kv-cache-gb."
+        f"but {available * size / GIB:.2f} GiB are available; {fitting}give the cache more memory with {flag}."
     )

@@ -70,11 +70,26 @@ def cache_budget(config: Config, device: torch.device, peak_activations: int) ->
     return budget
 
 
+def size_flag(config: Config, device: torch.device) -> str:
+    """The flag that decides how large the KV cache is."""
+    if config.cache.num_gpu_blocks_override is not None:
+        return "--num-gpu-blocks-override"
+    if config.cache.kv_cache_memory_bytes is not None:
+        return "--kv-cache-memory-bytes"
+    return "--cpu-kv-cache-gb" if device.type == "cpu" else "--gpu-memory-utilization"
+
+
 def plan_cache(
-    config: Config, groups: list[KVGroup], block_size: int, num_bytes_per_block: int, budget: int
+    config: Config, device: torch.device, groups: list[KVGroup], block_size: int, num_bytes_per_block: int, budget: int
 ) -> KVCacheLayout:
     """The layout that fills ``budget`` bytes (or has the blocks that --num-gpu-blocks-override asks for)."""
     num_blocks = config.cache.num_gpu_blocks_override or budget // num_bytes_per_block
+    size, total = num_blocks * num_bytes_per_block, total_memory(device)
+    if size > total:
+        raise ConfigError(
+            f"A KV cache of {size / GIB:.2f} GiB is more than the {total / GIB:.2f} GiB of memory there are; lower "
+            f"{size_flag(config, device)}."
+        )
     # Block 0 is nobody's: tables point there where a request holds nothing.
     return KVCacheLayout(block_size, int(num_blocks) + 1, groups, num_bytes_per_block)
 

@@ -194,7 +194,7 @@ class Runner:
             memory.bind_caches(self._attentions, trial, facts.dtype, self.device)
             needed = self._measure_step() + self._measure_graphs()
         budget = memory.cache_budget(self.config, self.device, needed)
-        return memory.plan_cache(self.config, groups, facts.block_size, num_bytes, budget)
+        return memory.plan_cache(self.config, self.device, groups, facts.block_size, num_bytes, budget)
 
     @torch.inference_mode()
     def _measure_step(self) -> int:

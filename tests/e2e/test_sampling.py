@@ -321,6 +321,13 @@ def test_one_refused_prompt_queues_nothing(llm: LLM, prompt: Any, params: dict[s
     assert not llm._engine.scheduler.has_work and not llm._tracker.tracks
 
 
+def test_a_cache_beyond_the_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"A KV cache of 9000000\.00 GiB .*; lower --kv-cache-memory-bytes\.$"):
+        LLM(kv_cache_memory_bytes=9_000_000 * 2**30)
+    with pytest.raises(ConfigError, match=r"but 0\.00 GiB are available; give .* with --kv-cache-memory-bytes\.$"):
+        LLM(kv_cache_memory_bytes=1)
+
+
 def test_too_long_a_context_names_one_that_works() -> None:
     with pytest.raises(ConfigError, match="--max-model-len 4096 needs") as caught:
         LLM(max_model_len=4096, kv_cache_memory_bytes=20_000_000, dtype="float32")

@@ -161,5 +161,5 @@ def test_a_users_class_may_lie_in_the_working_directory(tmp_path: Path, monkeypa
     monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     assert load_class("--flag", "our_own_plugin:Own").__name__ == "Own"
     assert load_class("--flag", "json:JSONDecoder") is json.JSONDecoder
-    with pytest.raises(ConfigError, match="--flag our_broken_plugin:Own can't be loaded.*no_such_library"):
+    with pytest.raises(ConfigError, match=r"--flag our_broken_plugin:Own can't be loaded.*no_such_library"):
         load_class("--flag", "our_broken_plugin:Own")
