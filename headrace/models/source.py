@@ -123,13 +123,15 @@ def load_tokenizer(files: ModelFiles, model: ModelOptions, load: LoadOptions) ->
     options = {"trust_remote_code": model.trust_remote_code, "use_fast": model.tokenizer_mode != "slow"}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files.path, **options)
-        return tokenizer
+        if len(tokenizer) > len(tokenizer.all_special_tokens):
+            return tokenizer
+        raise ValueError("there is no vocabulary")  # transformers makes up an empty one
     except Exception as error:  # depends on the tokenizer's class: OSError, ValueError, ImportError, KeyError, …
         reason = error
     if (Path(files.path) / "tokenizer.json").is_file():  # complete in itself, whatever class it asks for
         logger.warning("Reading tokenizer.json alone, as the tokenizer's own class can't be used: %s", reason)
         return PreTrainedTokenizerFast.from_pretrained(files.path)
-    first = (str(reason).strip().splitlines() or [type(reason).__name__])[0].rstrip(".")
+    first = (str(reason).strip().splitlines() or [type(reason).__name__])[0].rstrip(".: ")
     raise ConfigError(
         f"{files.path} holds no tokenizer that can be loaded ({first}); name one with --tokenizer, or use "
         "--skip-tokenizer-init."

@@ -219,6 +219,9 @@ def test_tokenizers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model holds no tokenizer that can be loaded .*--tokenizer") as caught:
         source.load_tokenizer(files, ModelOptions(), load)
     assert "\n" not in str(caught.value)
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')  # can be made of nothing
+    with pytest.raises(ConfigError, match="there is no vocabulary"):
+        source.load_tokenizer(files, ModelOptions(), load)
     other = str(tokenizer_dir(tmp_path / "other"))
     tokenizer = source.load_tokenizer(files, ModelOptions(tokenizer=other), load)
     assert (tokenizer.encode("b a"), tokenizer.chat_template) == ([2, 1], "{{ messages }}")

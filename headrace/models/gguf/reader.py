@@ -120,6 +120,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
                 return _Header(path, data).parse()
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}.") from error
+    except ConfigError:
+        raise
     except (struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise ConfigError(f"{path} is damaged or cut short: its header can't be read ({error}).") from error
 
