@@ -66,6 +66,8 @@ async def models(request: Request) -> Response:
 
 @router.get("/v1/models/{name:path}", tags=["models"])
 async def model(name: str, request: Request) -> Response:
+    if not name:  # /v1/models/
+        return await models(request)
     context = context_of(request)
     return json_response(model_card(context, context.served_model(name)))
 

@@ -288,6 +288,11 @@ async def test_docs_need_no_other_host(root_path: str) -> None:
         assert (await client.get(root_path + "/docs/secret")).json()["error"]["code"] == 404
 
 
+async def test_a_slash_after_models_lists_them_too() -> None:
+    async with serving() as (client, _):
+        assert (await client.get("/v1/models/")).json()["object"] == "list"
+
+
 async def test_docs_can_be_off() -> None:
     async with serving(disable_fastapi_docs=True) as (client, _):
         assert {(await client.get(path)).status_code for path in ("/docs", "/redoc", "/openapi.json")} == {404}
