@@ -235,7 +235,7 @@ def _attend_kernel(
         if alibi_slopes is not None:
             slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
         result, largest, total = _attend_keys(
-            *(q_tile, position, largest, total, slope, tl.load(item + 4), tl.load(item + 5)),
+            *(q_tile, position, largest, total, slope, tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)),
             *(k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM),
             *(block_table + row.to(tl.int64) * table_stride, scale),
             *(alibi_slopes is not None, NUM_KV_HEADS * HEAD_DIM, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
@@ -269,6 +269,7 @@ def _attend_keys(
     largest,
     total,
     slope,
+    first_position,
     first_key,
     stop,
     k_head,
@@ -283,37 +284,82 @@ def _attend_keys(
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(sum of the values by weight, largest score, sum of the weights) of each line of queries over a range of keys.
+    """(sum of the values by weight, largest score, sum of the weights) of each line of queries over a range of keys."""
+    result = tl.zeros(q_tile.shape, dtype=tl.float32)
+    masked_from = first_key
+    if WINDOW == 0:  # up to the first query's position every query sees every key
+        masked_from += tl.maximum(tl.minimum(first_position + 1, stop) - first_key, 0) // BLOCK_N * BLOCK_N
+    for start in range(first_key, masked_from, BLOCK_N):
+        result, largest, total = _visit(
+            *(q_tile, position, result, largest, total, slope, start, stop, k_head, v_head, table, scale),
+            *(False, ALIBI, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+        )
+    for start in range(masked_from, stop, BLOCK_N):
+        result, largest, total = _visit(
+            *(q_tile, position, result, largest, total, slope, start, stop, k_head, v_head, table, scale),
+            *(True, ALIBI, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+        )
+    return result, largest, total
+
+
+@jit
+def _visit(
+    q_tile,
+    position,
+    result,
+    largest,
+    total,
+    slope,
+    start,
+    stop,
+    k_head,
+    v_head,
+    table,
+    scale,
+    MASKED: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SLOT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Let the queries see ``BLOCK_N`` more keys.
 
     Base-2 logarithms and exponentials throughout: the device has instructions for those.
     """
     dims = tl.arange(0, q_tile.shape[1])[None, :]
-    result = tl.zeros(q_tile.shape, dtype=tl.float32)
-    for start in range(first_key, stop, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+    key = start + tl.arange(0, BLOCK_N)
+    cached = dims < HEAD_DIM
+    if MASKED:
+        cached = cached & (key[:, None] < stop)
         block = tl.load(table + key // BLOCK_SIZE, mask=key < stop, other=0).to(tl.int64)
-        slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * SLOT
-        cached = (key[:, None] < stop) & (dims < HEAD_DIM)
-        keys = tl.load(k_head + slot[:, None] + dims, mask=cached, other=0.0)
-        scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee") * scale
-        if SOFTCAP > 0.0:
-            scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scores) - 1.0)
-        if ALIBI:
-            scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+    else:
+        block = tl.load(table + key // BLOCK_SIZE).to(tl.int64)
+    slot = (block * BLOCK_SIZE + key % BLOCK_SIZE) * SLOT
+    keys = tl.load(k_head + slot[:, None] + dims, mask=cached, other=0.0)
+    scores = tl.dot(q_tile, tl.trans(keys), input_precision="ieee")
+    if SOFTCAP > 0.0:
+        scores = SOFTCAP * (2.0 * tl.sigmoid(2.0 / SOFTCAP * scale * scores) - 1.0) * 1.4426950408889634
+    else:
+        scores *= scale * 1.4426950408889634
+    if ALIBI:
+        scores += (slope * 1.4426950408889634)[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
+    if MASKED:
         visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
         if WINDOW > 0:
             visible = visible & (key[None, :] > position[:, None] - WINDOW)
-        scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a line may have seen no key yet
-        weights = tl.exp2(scores - anchor[:, None])
-        kept = tl.exp2(largest - anchor)
-        values = tl.load(v_head + slot[:, None] + dims, mask=cached, other=0.0)
-        result = result * kept[:, None]
-        result = tl.dot(weights.to(values.dtype), values, result, input_precision="ieee")
-        total = total * kept + tl.sum(weights, axis=1)
-        largest = new_largest
-    return result, largest, total
+        scores = tl.where(visible, scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    anchor = new_largest
+    if MASKED:  # a line may have seen no key yet
+        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weights = tl.exp2(scores - anchor[:, None])
+    kept = tl.exp2(largest - anchor)
+    values = tl.load(v_head + slot[:, None] + dims, mask=cached, other=0.0)
+    result = tl.dot(weights.to(values.dtype), values, result * kept[:, None], input_precision="ieee")
+    return result, new_largest, total * kept + tl.sum(weights, axis=1)
 
 
 @jit

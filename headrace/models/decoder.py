@@ -144,12 +144,12 @@ class Decoder(nn.Module):
         return self.norm.add(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 [S, vocab] of the chosen rows [S, dim] of what ``forward`` returned."""
-        logits = self.head(hidden).float()
+        """[S, vocab] of the chosen rows [S, dim] of what ``forward`` returned; in float32 if they are scaled."""
+        logits: torch.Tensor = self.head(hidden)
         if self.spec.logit_scale != 1.0:
-            logits = logits * self.spec.logit_scale
+            logits = logits.float() * self.spec.logit_scale
         if softcap := self.spec.logit_softcap:
-            logits = torch.tanh(logits / softcap) * softcap
+            logits = torch.tanh(logits.float() / softcap) * softcap
         return logits
 
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:

@@ -33,7 +33,7 @@ def sample(
     positions: torch.Tensor,
     filtered: bool,
 ) -> torch.Tensor:
-    """Draw a token id int64 [S] for each row of ``logits`` float32 [S, V], to which penalties have been applied.
+    """Draw a token id int64 [S] for each row of ``logits`` [S, V], to which penalties have been applied.
 
     ``temperature`` float32 [S], under 1e-5: the largest logit. ``filtered``: some row has a ``top_k`` int32 > 0,
     ``top_p`` float32 < 1 or ``min_p`` float32 > 0 (each [S]). After division by the temperature, tokens less likely
@@ -49,7 +49,7 @@ def sample(
     rows_at_once = max(NUMBERS_AT_ONCE // logits.shape[-1], 1)
     for start in range(0, len(random), rows_at_once):
         rows = random[start : start + rows_at_once]
-        scaled = logits[rows] / temperature[rows, None]
+        scaled = logits[rows].float() / temperature[rows, None]
         scores = gumbel(seeds[rows], positions[rows], logits.shape[-1]).add_(scaled)
         if filtered:
             dropped = scaled < thresholds(scaled, top_k[rows], top_p[rows], min_p[rows])[:, None]
@@ -132,8 +132,8 @@ def _sample(
     num_rows, vocab = logits.shape
     logits = logits.contiguous()
     parts = -(-vocab // TOKENS_A_PROGRAM)
-    least = logits.new_empty(num_rows) if filtered else None
-    scores = logits.new_empty(num_rows, parts)
+    least = temperature.new_empty(num_rows) if filtered else None
+    scores = temperature.new_empty(num_rows, parts)
     tokens = torch.empty(num_rows, parts, dtype=torch.int64, device=logits.device)
     if num_rows and filtered:
         _threshold_kernel[(num_rows,)](
@@ -251,7 +251,7 @@ def _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW: tl.constexpr):
     heat = tl.load(temperature + row)
     heat = tl.where(heat < GREEDY_BELOW, 1.0, heat)
     values = tl.load(logits + row.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf"))
-    return tl.div_rn(values, tl.broadcast_to(heat, values.shape))
+    return tl.div_rn(values.to(tl.float32), tl.broadcast_to(heat, values.shape))
 
 
 @jit

@@ -3,11 +3,26 @@
 Rows change only when a request starts or gains blocks; each step's batch is gathered from them. Knows no schedule.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from headrace.device import to_device
 from headrace.types import NewBlocks, NewRow
+
+# What a row may ask for beyond a plain draw. Steps look after those rows alone, so the others cost nothing.
+WISHES: dict[str, Callable[[NewRow], bool]] = {
+    "filter": lambda row: bool(row.params.top_k or row.params.top_p < 1 or row.params.min_p),
+    "restrict": lambda row: bool(
+        row.params.logit_bias or row.params.allowed_token_ids is not None or row.params.min_tokens or row.bad_word_ids
+    ),
+    "penalize": lambda row: bool(
+        row.params.presence_penalty or row.params.frequency_penalty or row.params.repetition_penalty != 1
+    ),
+    "logprobs": lambda row: row.params.logprobs is not None,
+    "prompt_logprobs": lambda row: row.params.prompt_logprobs is not None,
+}
 
 
 class Rows:
@@ -21,11 +36,14 @@ class Rows:
         self.floats = torch.zeros(3, num_rows, device=device)  # temperature, top_p, min_p
         self.integers = torch.zeros(2, num_rows, dtype=torch.int64, device=device)  # seed, top_k
         self.facts: list[NewRow | None] = [None] * num_rows  # the host's copy of what never changes
+        self._wishing: dict[str, set[int]] = {wish: set() for wish in WISHES}
 
     def apply(self, freed: list[int], new_rows: list[NewRow], new_blocks: list[NewBlocks]) -> None:
         """Bring the rows up to date with a plan."""
         for index in freed:
             self.facts[index] = None
+            for rows in self._wishing.values():
+                rows.discard(index)
         for row in new_rows:
             self._start(row)
         if new_blocks:
@@ -37,9 +55,17 @@ class Rows:
             raise RuntimeError(f"row {row} is planned but holds no request")
         return fact
 
+    def wishing(self, wish: str, rows: list[int]) -> list[int]:
+        """The places in ``rows`` of those that ask for one of ``WISHES``."""
+        wishing = self._wishing[wish]
+        return [place for place, row in enumerate(rows) if row in wishing] if wishing else []
+
     def _start(self, row: NewRow) -> None:
         params = row.params
         self.facts[row.row] = row
+        for wish, asks in WISHES.items():
+            if asks(row):
+                self._wishing[wish].add(row.row)
         token_ids = torch.from_numpy(np.asarray(row.token_ids, dtype=np.int32))
         self.tokens[row.row, : len(row.token_ids)] = to_device(token_ids, self.device)
         floats = torch.tensor([params.temperature, params.top_p, params.min_p])

@@ -26,7 +26,7 @@ from headrace.runner.graphs import Graphs, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
-from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, NewRow, Plan, PositionLogprobs, Progress, Sampled
+from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLogprobs, Progress, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +102,12 @@ class Runner:
         numbers = to_device(torch.from_numpy(batch.numbers), self.device)
         hidden = self._forward(numbers, batch) if graph is None else graph.replay(numbers)
         prompts = self._prompt_logprobs(plan, hidden)
-        tokens, logprobs, facts = None, None, []
-        if plan.sampled:
-            facts = [self.rows.fact(plan.rows[i]) for i in plan.sampled]
-            lengths = [plan.starts[i] + plan.counts[i] for i in plan.sampled]
+        tokens, logprobs, rows = None, None, [plan.rows[i] for i in plan.sampled]
+        if rows:
             places = sampled_places(numbers, batch)
             logits = self.model.logits(hidden[places.tokens])
-            tokens, logprobs = self.sampler(logits, places, facts, lengths)
-        return self._pending(tokens, logprobs, facts, prompts)
+            tokens, logprobs = self.sampler(logits, places, rows, [batch.contexts[i] for i in plan.sampled])
+        return self._pending(tokens, logprobs, rows, prompts)
 
     def _forward(self, numbers: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Hidden states [T, dim] of a packed step."""
@@ -119,13 +117,14 @@ class Runner:
         self,
         tokens: torch.Tensor | None,
         logprobs: TopLogprobs | None,
-        facts: list[NewRow],
+        rows: list[int],
         prompts: dict[int, list[tuple[TopLogprobs, int]]],
     ) -> Callable[[], Sampled]:
         """Start the copies to the host; the returned call awaits them."""
         ids = None if tokens is None else tokens.to("cpu", non_blocking=True)
         logprobs = None if logprobs is None else logprobs.to_host()
         prompts = {row: [(part.to_host(), count) for part, count in parts] for row, parts in prompts.items()}
+        wanted = [(i, self.rows.fact(rows[i]).params.logprobs or 0) for i in self.rows.wishing("logprobs", rows)]
         done = None
         if self.device.type == "cuda":
             done = torch.cuda.Event()
@@ -138,9 +137,9 @@ class Runner:
             if self._processors is not None and ids is not None:
                 self._processors.record(sampled.token_ids)
             if logprobs is not None:
-                counts = [fact.params.logprobs for fact in facts]
-                found = iter(logprobs.positions([count for count in counts if count is not None]))
-                sampled.logprobs = [None if count is None else next(found) for count in counts]
+                sampled.logprobs = [None] * len(sampled.token_ids)
+                for (i, _), entry in zip(wanted, logprobs.positions([count for _, count in wanted]), strict=True):
+                    sampled.logprobs[i] = entry
             for row, parts in prompts.items():
                 sampled.prompt_logprobs[row] = _positions(parts)
             return sampled
@@ -150,20 +149,19 @@ class Runner:
     def _prompt_logprobs(self, plan: Plan, hidden: torch.Tensor) -> dict[int, list[tuple[TopLogprobs, int]]]:
         """For each row that asks: its chunk's logprobs of the prompt tokens that follow each position."""
         found: dict[int, list[tuple[TopLogprobs, int]]] = {}
-        first = 0
-        for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
+        for i in self.rows.wishing("prompt_logprobs", plan.rows):
+            row, start, count, first = plan.rows[i], plan.starts[i], plan.counts[i], sum(plan.counts[:i])
             fact = self.rows.fact(row)
-            wanted = fact.params.prompt_logprobs
+            wanted = fact.params.prompt_logprobs or 0
             last = min(start + count, fact.num_prompt_tokens - 1)  # the last token's successor is no prompt token
-            if wanted is not None and start < last:
-                parts = []
-                for begin in range(start, last, PROMPT_LOGITS_AT_ONCE):
-                    end = min(begin + PROMPT_LOGITS_AT_ONCE, last)
-                    logits = self.model.logits(hidden[first + begin - start : first + end - start])
-                    following = self.rows.tokens[row, begin + 1 : end + 1].long()
-                    parts.append((top_logprobs(self.sampler.normalize(logits), following, [wanted]), wanted))
+            parts = []
+            for begin in range(start, last, PROMPT_LOGITS_AT_ONCE):
+                end = min(begin + PROMPT_LOGITS_AT_ONCE, last)
+                logits = self.model.logits(hidden[first + begin - start : first + end - start]).float()
+                following = self.rows.tokens[row, begin + 1 : end + 1].long()
+                parts.append((top_logprobs(self.sampler.normalize(logits), following, [wanted]), wanted))
+            if parts:
                 found[row] = parts
-            first += count
         return found
 
     # -- start-up ---------------------------------------------------------------------------------------------------

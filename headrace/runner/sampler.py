@@ -69,19 +69,26 @@ class Sampler:
         self.processors = processors
 
     def __call__(
-        self, logits: torch.Tensor, places: Places, facts: list[NewRow], lengths: list[int]
+        self, logits: torch.Tensor, places: Places, rows: list[int], lengths: list[int]
     ) -> tuple[torch.Tensor, TopLogprobs | None]:
-        """``logits`` float32 [S, V], changed in place; ``facts`` and ``lengths`` (tokens so far) of the S rows."""
-        counts = [fact.params.logprobs for fact in facts]
-        wanted = [i for i, count in enumerate(counts) if count is not None]
+        """``logits`` [S, V], which may be changed, of the S ``rows``, each with so many tokens so far.
+
+        Returns the tokens int64 [S], and the logprobs of those rows that ask for them.
+        """
+        wanted = self.rows.wishing("logprobs", rows)
+        restricted, penalized = self.rows.wishing("restrict", rows), self.rows.wishing("penalize", rows)
+        if wanted or restricted or penalized or self.processors is not None:
+            logits = logits.float()
         raw = logits[wanted] if wanted and not self.processed else None  # a copy, taken before any change
-        self._restrict(logits, facts, lengths)
-        self._penalize(logits, places, facts, max(lengths))
+        for i in restricted:
+            self._restrict(logits[i], self.rows.fact(rows[i]), lengths[i])
+        if penalized:
+            self._penalize(logits, places, penalized, [self.rows.fact(rows[i]) for i in penalized], max(lengths))
         if self.processors is not None:
-            logits = self.processors.apply(logits, facts)
+            logits = self.processors.apply(logits, [self.rows.fact(row) for row in rows])
         temperature, top_p, min_p = self.rows.floats.index_select(1, places.rows)
         seeds, top_k = self.rows.integers.index_select(1, places.rows)
-        filtered = any(f.params.top_k or f.params.top_p < 1 or f.params.min_p for f in facts)
+        filtered = bool(self.rows.wishing("filter", rows))
         tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, places.positions, filtered)
         self.rows.tokens[places.rows, places.positions] = tokens.int()
         if not wanted:
@@ -89,24 +96,24 @@ class Sampler:
         if raw is None:
             warm = temperature[wanted, None]
             raw = logits[wanted] / torch.where(warm < GREEDY_BELOW, 1.0, warm)
-        return tokens, top_logprobs(self.normalize(raw), tokens[wanted], [counts[i] or 0 for i in wanted])
+        counts = [self.rows.fact(rows[i]).params.logprobs or 0 for i in wanted]
+        return tokens, top_logprobs(self.normalize(raw), tokens[wanted], counts)
 
-    def _restrict(self, logits: torch.Tensor, facts: list[NewRow], lengths: list[int]) -> None:
-        """Apply what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
-        for i, (fact, length) in enumerate(zip(facts, lengths, strict=True)):
-            params, row = fact.params, logits[i]
-            if params.logit_bias:
-                ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
-                row.index_add_(0, ids, to_device(values, logits.device))
-            if params.allowed_token_ids is not None:
-                allowed = self._ids(params.allowed_token_ids)
-                kept = row[allowed]
-                row.fill_(-torch.inf)
-                row[allowed] = kept
-            if fact.stop_token_ids and length - fact.num_prompt_tokens < params.min_tokens:
-                row[self._ids(fact.stop_token_ids)] = -torch.inf
-            for word in fact.bad_word_ids:
-                self._forbid(row, fact, length, word)
+    def _restrict(self, row: torch.Tensor, fact: NewRow, length: int) -> None:
+        """Apply to one row's logits what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
+        params = fact.params
+        if params.logit_bias:
+            ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
+            row.index_add_(0, ids, to_device(values, row.device))
+        if params.allowed_token_ids is not None:
+            allowed = self._ids(params.allowed_token_ids)
+            kept = row[allowed]
+            row.fill_(-torch.inf)
+            row[allowed] = kept
+        if fact.stop_token_ids and length - fact.num_prompt_tokens < params.min_tokens:
+            row[self._ids(fact.stop_token_ids)] = -torch.inf
+        for word in fact.bad_word_ids:
+            self._forbid(row, fact, length, word)
 
     def _forbid(self, row: torch.Tensor, fact: NewRow, length: int, word: list[int]) -> None:
         """Rule out the last token of ``word`` where the output ends with the others. Compared on the device."""
@@ -117,23 +124,18 @@ class Sampler:
         matches = (ending == self._ids(word[:-1])).all()
         row[word[-1]] = torch.where(matches, -torch.inf, row[word[-1]])
 
-    def _penalize(self, logits: torch.Tensor, places: Places, facts: list[NewRow], longest: int) -> None:
+    def _penalize(
+        self, logits: torch.Tensor, places: Places, chosen: list[int], facts: list[NewRow], longest: int
+    ) -> None:
         """Presence and frequency penalties count output tokens; repetition those of the prompt as well.
 
         Counted anew from the rows' tokens each step: as cheap as a pass over the logits, and without state.
         """
-        chosen = [
-            i
-            for i, fact in enumerate(facts)
-            if fact.params.presence_penalty or fact.params.frequency_penalty or fact.params.repetition_penalty != 1
-        ]
-        if not chosen:
-            return
         device = logits.device
-        params = [facts[i].params for i in chosen]
+        params = [fact.params for fact in facts]
         values = [[p.presence_penalty, p.frequency_penalty, p.repetition_penalty] for p in params]
         presence, frequency, repetition = to_device(torch.tensor(values), device).unsqueeze(-1).unbind(1)
-        prompts = to_device(torch.tensor([facts[i].num_prompt_tokens for i in chosen]), device)[:, None]
+        prompts = to_device(torch.tensor([fact.num_prompt_tokens for fact in facts]), device)[:, None]
         tokens = self.rows.tokens[places.rows[chosen], :longest].long()
         place = torch.arange(longest, device=device)
         known = place < places.positions[chosen][:, None]
