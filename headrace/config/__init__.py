@@ -148,6 +148,10 @@ class Config:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile: name the certificate that belongs to the key.")
         if server.uds and server.host:
             raise ConfigError("--uds and --host exclude each other: leave one of them out.")
+        if self.scheduler.long_prefill_token_threshold and not self.scheduler.enable_chunked_prefill:
+            raise ConfigError(
+                "--long-prefill-token-threshold cuts prompts, and --no-enable-chunked-prefill forbids it: leave one out."
+            )
         for path in model.logits_processors:
             module, colon, name = path.partition(":")
             if not (module and colon and name.isidentifier()):

@@ -51,7 +51,7 @@ def settle(config: Config, hf_config: PretrainedConfig, generation: dict[str, An
     max_num_seqs = config.scheduler.max_num_seqs or (1024 if large else 256)
     batched = config.scheduler.max_num_batched_tokens or (8192 if large else 2048)
     if not config.scheduler.enable_chunked_prefill and batched < max_model_len:
-        if config.scheduler.max_num_batched_tokens is not None and config.model.max_model_len is not None:
+        if config.scheduler.max_num_batched_tokens is not None:
             raise ConfigError(
                 f"Without chunked prefill a step must hold a whole prompt: --max-num-batched-tokens {batched} is less "
                 f"than --max-model-len {max_model_len}; raise the one, lower the other, or enable chunked prefill."

@@ -321,6 +321,11 @@ def test_one_refused_prompt_queues_nothing(llm: LLM, prompt: Any, params: dict[s
     assert not llm._engine.scheduler.has_work and not llm._tracker.tracks
 
 
+def test_a_step_that_holds_no_whole_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--max-num-batched-tokens 48 is less than --max-model-len 8192"):
+        LLM(enable_chunked_prefill=False, max_num_batched_tokens=48)
+
+
 def test_a_cache_beyond_the_memory_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"A KV cache of 9000000\.00 GiB .*; lower --kv-cache-memory-bytes\.$"):
         LLM(kv_cache_memory_bytes=9_000_000 * 2**30)

@@ -69,6 +69,10 @@ def test_values(name: str, given: Any, expected: Any) -> None:
         ({"served_model_name": [1]}, "--served-model-name must be a list, got [1]."),
         ({"ssl_keyfile": "k"}, "--ssl-keyfile needs --ssl-certfile: name the certificate that belongs to the key."),
         ({"uds": "s", "host": "h"}, "--uds and --host exclude each other: leave one of them out."),
+        (
+            {"enable_chunked_prefill": False, "long_prefill_token_threshold": 9},
+            "--long-prefill-token-threshold cuts prompts, and --no-enable-chunked-prefill forbids it: leave one out.",
+        ),
         ({"logits_processors": "mine"}, "--logits-processors must each be module:Class, got 'mine'."),
         ({"enable_lora": True}, "--enable-lora needs LoRA" + NOT_YET),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 needs a quantized KV cache" + NOT_YET),
