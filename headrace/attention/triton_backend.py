@@ -21,6 +21,7 @@ from headrace.ops.registry import next_power_of_2, triton_unusable
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
 KEYS_A_RANGE = 128  # at least, and a multiple of every ``Tiling.block_n``: shorter ranges cost more than they save
+MOST_RANGES = 32  # of an item: one program joins them all
 FIELDS = 9  # of an item, see ``Tiling.cut``
 
 
@@ -55,6 +56,7 @@ class Tiling:
         start = np.maximum(position - spec.window + 1, 0) if spec.window else np.zeros_like(position)
         visible = stop - start
         share = max(int(visible.sum()) * spec.num_kv_heads // self.programs, 1)  # keeps all programs busy
+        share = np.maximum(share, -(-visible // MOST_RANGES))
         length = np.minimum(-(-share // KEYS_A_RANGE) * KEYS_A_RANGE, visible)
         length = -(-visible // (-(-visible // length) * KEYS_A_RANGE)) * KEYS_A_RANGE  # ranges of one length
         ranges = -(-visible // length)
@@ -89,7 +91,7 @@ class TritonBackend:
         wide = spec.head_dim > 128 or dtype == torch.float32
         queries = max((32 if wide else 256) // group, 1)
         padded = [max(next_power_of_2(count * group), 16) for count in (1, queries)]
-        self.decode = Tiling(1, padded[0], 32 if wide else 128, 2 * processors, 4, 2)
+        self.decode = Tiling(1, padded[0], 32 if wide else 64, (2 if wide else 4) * processors, 4, 2)
         self.prefill = Tiling(queries, padded[1], 32 if wide else 64, processors, 4 if wide else 8, 2 if wide else 3)
         tilings = (self.decode, self.prefill)
         ranges = [tiling.most_ranges(spec.num_kv_heads) for tiling in tilings]

@@ -150,7 +150,7 @@ class Config:
             raise ConfigError("--uds and --host exclude each other: leave one of them out.")
         if self.scheduler.long_prefill_token_threshold and not self.scheduler.enable_chunked_prefill:
             raise ConfigError(
-                "--long-prefill-token-threshold cuts prompts, and --no-enable-chunked-prefill forbids it: leave one out."
+                "--long-prefill-token-threshold cuts prompts, which --no-enable-chunked-prefill forbids: leave one out."
             )
         for path in model.logits_processors:
             module, colon, name = path.partition(":")

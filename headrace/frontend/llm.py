@@ -25,12 +25,15 @@ Messages = list[dict[str, Any]]
 class LLM:
     """A model to generate with: ``LLM("path or hub id").generate("Hello")``. Options are those of the command line.
 
+    ``logits_processors`` may hold classes as well as "module:Class".
     Raises ``ConfigError`` if the model can't be served as asked.
     """
 
     def __init__(self, model: str | None = None, **options: Any):
         from headrace.engine.start import build_engine  # loads torch
 
+        if isinstance(processors := options.get("logits_processors"), list | tuple):
+            options["logits_processors"] = [_name(processor) for processor in processors]
         self.config = Config.from_kwargs(**({"model": model} if model else {}), **options)
         files = source.resolve(self.config.model, self.config.load)
         with StartupProgress() as progress:
@@ -179,6 +182,11 @@ class LLM:
                 self._alive.abort(self._tracker.abort(request_id))
             raise
         return [_final(track) for track in tracks]
+
+
+def _name(processor: Any) -> Any:
+    """A logits processor's class as the option names it; what is no class is left to the option to judge."""
+    return f"{processor.__module__}:{processor.__qualname__}" if isinstance(processor, type) else processor
 
 
 def _final(track: Track) -> RequestOutput:

@@ -145,9 +145,7 @@ def _rope_and_cache_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
-    angles = cos_sin
-    if HALF > 0:
-        angles = cos_sin + tl.load(positions + token) * (2 * HALF)
+    angles = positions if HALF == 0 else cos_sin + tl.load(positions + token) * (2 * HALF)
     if program < query_programs:
         heads = program * HEADS + tl.arange(0, HEADS)[:, None]
         places = q + token * q_stride + heads * HEAD_DIM
