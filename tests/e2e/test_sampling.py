@@ -257,7 +257,8 @@ class Chorus(LogitsProcessor):
 
 
 def test_custom_logits_processor(llm: LLM) -> None:
-    own = new_llm(logits_processors=[f"{__name__}:Chorus"])
+    own = new_llm(logits_processors=[Chorus])
+    assert own.config.model.logits_processors == [f"{__name__}:Chorus"]
     lengths = [3, 9, 5, 7]
     params = [
         SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, extra_args={"say": 40 + n} if n > 3 else None)

@@ -71,7 +71,7 @@ def test_values(name: str, given: Any, expected: Any) -> None:
         ({"uds": "s", "host": "h"}, "--uds and --host exclude each other: leave one of them out."),
         (
             {"enable_chunked_prefill": False, "long_prefill_token_threshold": 9},
-            "--long-prefill-token-threshold cuts prompts, and --no-enable-chunked-prefill forbids it: leave one out.",
+            "--long-prefill-token-threshold cuts prompts, which --no-enable-chunked-prefill forbids: leave one out.",
         ),
         ({"logits_processors": "mine"}, "--logits-processors must each be module:Class, got 'mine'."),
         ({"enable_lora": True}, "--enable-lora needs LoRA" + NOT_YET),
