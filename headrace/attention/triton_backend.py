@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from headrace.attention.backend import Array, AttentionSpec, PagedBatch
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, triton_unusable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -178,6 +178,7 @@ class TritonBackend:
             BLOCK_D=max(next_power_of_2(spec.head_dim), 16),
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
+            **early(q.device),
         )
 
 
@@ -211,8 +212,10 @@ def _attend_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Every ``PROGRAMS``-th pair of an item and a key head: the heads of the item's queries against its keys."""
+    await_predecessor(EARLY)
     num_items = tl.load(work) if DECODES else tl.load(work + 1)
     items = work + 2 if DECODES else work + 2 + tl.load(work) * FIELDS
     line = tl.arange(0, BLOCK_M)
@@ -233,9 +236,7 @@ def _attend_kernel(
             sink = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
             largest = tl.where(own_range == first_range, sink, largest)
             total += tl.where(own_range == first_range, 1.0, 0.0)
-        slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-        if alibi_slopes is not None:
-            slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
+        slope = largest if alibi_slopes is None else tl.load(alibi_slopes + head, mask=real, other=0.0)
         result, largest, total = _attend_keys(
             *(q_tile, position, largest, total, slope, tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)),
             *(k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM),

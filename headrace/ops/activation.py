@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import op
 
 BLOCK = 1024
@@ -48,12 +48,15 @@ def _act_and_mul(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     num_rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(num_rows, inner)
     if num_rows:
-        _act_and_mul_kernel[(num_rows, -(-inner // BLOCK))](gate_up, out, inner, activation, BLOCK)
+        _act_and_mul_kernel[(num_rows, -(-inner // BLOCK))](
+            gate_up, out, inner, activation, BLOCK, **early(gate_up.device)
+        )
     return out
 
 
 @jit
-def _act_and_mul_kernel(gate_up, out, inner, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _act_and_mul_kernel(gate_up, out, inner, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    await_predecessor(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < inner

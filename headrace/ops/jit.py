@@ -3,6 +3,12 @@
 Without Triton the modules that hold kernels still import; ``registry.triton_unusable`` keeps them from being launched.
 """
 
+from __future__ import annotations
+
+import functools
+
+import torch
+
 try:
     import triton.language as tl
     from triton import jit
@@ -13,4 +19,23 @@ except ImportError:
         return function or jit
 
 
-__all__ = ["jit", "tl"]
+@functools.cache
+def early(device: torch.device) -> dict[str, bool]:
+    """Launch options of kernels that call ``await_predecessor``: start before the kernel ahead ends, where that works.
+
+    Source: "Programmatic Dependent Launch" in NVIDIA's CUDA programming guide; from compute capability 9.0 on.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
+
+
+@jit
+def await_predecessor(EARLY: tl.constexpr):
+    """Wait for what the kernels ahead write, and let the next one start. Only constants may be read before."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+__all__ = ["await_predecessor", "early", "jit", "tl"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import op
 
 TOKENS_A_PROGRAM = 256
@@ -53,6 +53,7 @@ def _locate(
         *(query_start, row_ids, starts, tokens, tables, token_ids, positions, slots),
         *(len(row_ids), num_tokens, tokens.stride(0), tables.stride(0), num_blocks),
         *(num_groups, block_size, TOKENS_A_PROGRAM),
+        **early(tokens.device),
     )
     return token_ids, positions, slots
 
@@ -75,7 +76,9 @@ def _locate_kernel(
     NUM_GROUPS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    await_predecessor(EARLY)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = place < tl.load(query_start + num_rows)
     low = tl.zeros([BLOCK], dtype=tl.int32)  # the token's row is in [low, high)

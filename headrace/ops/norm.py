@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, op
 
 NUMBERS_A_PROGRAM = 1024  # short rows share a program
@@ -76,6 +76,7 @@ def _launch(
         ROWS=rows,
         BLOCK=block,
         num_warps=min(max(rows * block // 512, 1), 16),
+        **early(x.device),
     )
     return y, total
 
@@ -95,11 +96,14 @@ def _rms_norm_kernel(
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     inside = (rows < num_rows) & (columns < dim)
     places = rows.to(tl.int64) * dim + columns
+    weights = tl.load(weight + (rows % num_weights) * dim + columns, mask=inside, other=0.0).to(tl.float32)
+    await_predecessor(EARLY)
     values = tl.load(x + places, mask=inside, other=0.0)
     if ADD:
         summed = values.to(tl.float32) + tl.load(residual + places, mask=inside, other=0.0).to(tl.float32)
@@ -107,6 +111,5 @@ def _rms_norm_kernel(
         tl.store(total + places, values, mask=inside)
     values = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, axis=1, keep_dims=True) / dim + eps)
-    weights = tl.load(weight + (rows % num_weights) * dim + columns, mask=inside, other=0.0).to(tl.float32)
     normalised = values * scale * (weights + offset)
     tl.store(y + places, normalised.to(y.dtype.element_ty), mask=inside)

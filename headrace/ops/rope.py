@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.norm import rms_norm
 from headrace.ops.registry import next_power_of_2, op
 
@@ -110,6 +110,7 @@ def _rope_and_cache(
             HALF_BLOCK=next_power_of_2(rotary_dim // 2),
             BLOCK=block,
             HEADS=heads,
+            **early(q.device),
         )
     return q, k
 
@@ -142,7 +143,9 @@ def _rope_and_cache_kernel(
     HALF_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    await_predecessor(EARLY)
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
     angles = positions if HALF == 0 else cos_sin + tl.load(positions + token) * (2 * HALF)

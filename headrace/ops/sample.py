@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from headrace.ops.jit import jit, tl
+from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import op
 
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
@@ -141,16 +141,28 @@ def _sample(
         )
     if num_rows:
         _gumbel_max_kernel[(num_rows, parts)](
-            *(logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM)
+            *(logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM),
+            **early(logits.device),
         )
     return tokens.gather(1, scores.max(dim=-1, keepdim=True).indices).squeeze(1)
 
 
 @jit
 def _gumbel_max_kernel(
-    logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    temperature,
+    least,
+    seeds,
+    positions,
+    scores,
+    tokens,
+    vocab,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The best score and its token of one row's ``BLOCK`` tokens; a first of equals."""
+    await_predecessor(EARLY)
     row = tl.program_id(0)
     part = tl.program_id(1)
     token = part * BLOCK + tl.arange(0, BLOCK)

@@ -298,6 +298,7 @@ CHECKS: dict[str, Check] = {
             (1, 33, 5000, False),
             (1, 64, 1024, True),
             (3, 9, 64, True),
+            (5, 4100, 200, True),
         )
     },
     **{
