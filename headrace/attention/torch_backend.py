@@ -31,7 +31,7 @@ class TorchBackend:
     """Runs every layer on every device."""
 
     name = "torch"
-    capturable = False
+    capturable = 0
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
         self.spec = spec

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from headrace.attention.backend import Array, AttentionSpec, PagedBatch
+from headrace.attention.cudnn import LONG, CudnnPrefill
 from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, triton_unusable
 
@@ -81,7 +82,7 @@ class TritonBackend:
     """Runs every kind of layer with heads of up to 256 dimensions, in any block size; never waits for the device."""
 
     name = "triton"
-    capturable = True
+    capturable = LONG - 1
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype):
         self.spec = spec
@@ -98,6 +99,7 @@ class TritonBackend:
         size = max(n * tiling.queries for n, tiling in zip(ranges, tilings, strict=True)) * spec.num_heads
         self._results = torch.empty(size, spec.head_dim, dtype=torch.float32, device=device)
         self._sums = torch.empty(2, size, dtype=torch.float32, device=device)
+        self._long = CudnnPrefill(spec.scale) if CudnnPrefill.supports(spec, device, dtype) else None
         self._arrived = torch.zeros(max(ranges) * spec.num_kv_heads, dtype=torch.int32, device=device)
 
     @staticmethod
@@ -113,9 +115,12 @@ class TritonBackend:
     def plan(self, rows: Array, counts: Array, contexts: Array, num_decodes: int) -> Array:
         """The number of items of decoding rows, that of the others', then the items. See ``Backend.plan``."""
         tokens = counts.cumsum() - counts
+        others = np.arange(num_decodes, len(rows))
+        if self._long is not None:
+            others = others[counts[others] < LONG]
         decodes, prefills = (
             tiling.cut(self.spec, rows[part], tokens[part], counts[part], contexts[part])
-            for tiling, part in ((self.decode, slice(num_decodes)), (self.prefill, slice(num_decodes, None)))
+            for tiling, part in ((self.decode, np.arange(num_decodes)), (self.prefill, others))
         )
         return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel()))
 
@@ -136,13 +141,23 @@ class TritonBackend:
     ) -> torch.Tensor:
         """See ``Backend.run``. Reads q and each visible key and value once, or once per tile of a prefill's queries.
 
-        Rows that decode and rows that prefill take a launch each: their tiles differ.
+        Rows that decode and rows that prefill take a launch each, for their tiles differ; very long ones go to cuDNN.
         """
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         operands = (q, k_cache, v_cache, batch, out, sinks, alibi_slopes)
         if batch.num_decodes:
             self._launch(self.decode, True, *operands)
-        if batch.num_decodes < len(batch.rows):
+        start, short = batch.num_decodes, False
+        for row, count, context in zip(
+            *(part[start:] for part in (batch.rows, batch.counts, batch.contexts)), strict=True
+        ):
+            if self._long is not None and count >= LONG:
+                part = slice(start, start + count)
+                self._long(q[part], out[part], k_cache, v_cache, batch.block_table[row], context)
+            else:
+                short = True
+            start += count
+        if short:
             self._launch(self.prefill, False, *operands)
         return out
 

@@ -39,11 +39,11 @@ class Graph:
         return self.hidden
 
 
-def capture_sizes(config: Config, max_num_seqs: int, max_num_batched_tokens: int) -> list[int]:
-    """Numbers of tokens to capture steps for: fine-grained where padding would cost most, and what was asked for."""
+def capture_sizes(config: Config, limit: int) -> list[int]:
+    """Numbers of tokens, up to ``limit``, to capture steps for: those asked for, or close where padding costs most."""
     if config.model.enforce_eager:
         return []
-    most = min(config.model.max_cudagraph_capture_size or LARGEST, max_num_batched_tokens)
+    most = min(config.model.max_cudagraph_capture_size or LARGEST, limit)
     usual = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, most, 32), most]
     return sorted({size for size in config.model.cudagraph_capture_sizes or usual if 0 < size <= most})
 

@@ -235,7 +235,8 @@ class Runner:
         if reason:
             logger.info("No step is captured as a CUDA graph: %s", reason)
             return []
-        return capture_sizes(self.config, self.facts.max_num_seqs, self.facts.max_num_batched_tokens)
+        limits = [backend.capturable for backend in self._backends]
+        return capture_sizes(self.config, min(self.facts.max_num_batched_tokens, *limits))
 
     def _new_graphs(self) -> Graphs:
         return Graphs(self._forward, self._backends, self.facts.max_num_seqs, self.facts.max_model_len)
