@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from headrace.attention.backend import AttentionSpec
+from headrace.ops.join import join
 
 LONG = 1024  # queries from which on gathering and padding pay
 ROUND = 512
-KEYS_AT_ONCE = 16_384  # of those before the row's own; bounds what is gathered
+KEYS_AT_ONCE = 32_768  # of those before the row's own; bounds what is gathered
 
 
 class CudnnPrefill:
@@ -42,28 +43,30 @@ class CudnnPrefill:
         front = earlier - older
         back = -(front + count) % ROUND
         # Padding in front lines queries up with keys; padding at the back is out of every query's sight.
-        queries = F.pad(q, (0, 0, 0, 0, front, back))
+        queries = padded(q, front, back)
 
         def keys_and_values(first: int, last: int, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
             blocks = table[first // block_size : -(-last // block_size)]
             k, v = (cache[blocks].flatten(0, 1)[: last - first] for cache in (k_cache, v_cache))
-            return F.pad(k, (0, 0, 0, 0, 0, padding)), F.pad(v, (0, 0, 0, 0, 0, padding))
+            return padded(k, 0, padding), padded(v, 0, padding)
 
         result, sums = self._attend(True, queries, *keys_and_values(older, context, back))
         for first in range(0, older, KEYS_AT_ONCE):
             keys, values = keys_and_values(first, min(first + KEYS_AT_ONCE, older))
-            more, more_sums = self._attend(False, queries, keys, values)
-            share = torch.sigmoid(more_sums - sums)
-            result = torch.lerp(result.float(), more.float(), share)
-            sums = torch.logaddexp(sums, more_sums)
+            result, sums = join(result, sums, *self._attend(False, queries, keys, values))
         out.copy_(result[front : front + count])
 
     def _attend(
         self, causal: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[L, H, D], and the logarithm of each softmax's sum, float32 [L, H, 1]."""
+        """[L, H, D], and the logarithm of each softmax's sum, float32 [L, H]."""
         batch = (part[None].transpose(1, 2) for part in (q, k, v))
         result, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(
             *batch, None, True, 0.0, causal, False, scale=self.scale
         )[:2]
-        return result[0].transpose(0, 1), sums[0].transpose(0, 1)
+        return result[0].transpose(0, 1), sums[0, :, :, 0].transpose(0, 1)
+
+
+def padded(x: torch.Tensor, front: int, back: int) -> torch.Tensor:
+    """``x`` [L, H, D] with zeros around it; itself if there are none to add."""
+    return F.pad(x, (0, 0, 0, 0, front, back)) if front or back else x

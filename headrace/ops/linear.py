@@ -60,17 +60,15 @@ def _matvec_kernel(
     EARLY: tl.constexpr,
 ):
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    column = tl.arange(0, BLOCK)
-    rows = weight + output.to(tl.int64)[:, None] * NUM_INPUTS + column[None, :]
-    real = (output < num_outputs)[:, None]
-    ahead = tl.load(rows, mask=real & (column < NUM_INPUTS)[None, :], other=0.0, eviction_policy="evict_first")
+    rows = weight + output.to(tl.int64)[:, None] * NUM_INPUTS
     await_predecessor(EARLY)
-    total = ahead.to(tl.float32) * tl.load(x + column, mask=column < NUM_INPUTS, other=0.0).to(tl.float32)[None, :]
-    for start in range(BLOCK, NUM_INPUTS, BLOCK):
-        inside = start + column < NUM_INPUTS
-        values = tl.load(x + start + column, mask=inside, other=0.0).to(tl.float32)
-        weights = tl.load(rows + start, mask=real & inside[None, :], other=0.0, eviction_policy="evict_first")
-        total += weights.to(tl.float32) * values[None, :]
+    total = tl.zeros([OUTPUTS, BLOCK], dtype=tl.float32)
+    for start in range(0, NUM_INPUTS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.load(x + column, mask=column < NUM_INPUTS, other=0.0).to(tl.float32)
+        inside = (output < num_outputs)[:, None] & (column < NUM_INPUTS)[None, :]
+        weights = tl.load(rows + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+        total += values[None, :] * weights.to(tl.float32)
     result = tl.sum(total, axis=1)
     if bias is not None:
         result += tl.load(bias + output, mask=output < num_outputs, other=0.0).to(tl.float32)

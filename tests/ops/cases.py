@@ -17,6 +17,7 @@ from headrace.attention.backend import AttentionSpec, PagedBatch
 from headrace.attention.torch_backend import TorchBackend
 from headrace.attention.triton_backend import TritonBackend
 from headrace.ops.activation import FUNCTIONS, act_and_mul
+from headrace.ops.join import join
 from headrace.ops.linear import linear
 from headrace.ops.locate import locate
 from headrace.ops.norm import add_rms_norm, rms_norm
@@ -68,6 +69,15 @@ def check_linear(rows: int, outputs: int, inputs: int, bias: bool, device: str, 
     expected = linear.reference(x.float(), weight.float(), None if added is None else added.float())
     on = [None if tensor is None else tensor.to(device) for tensor in (x, weight, added)]
     assert_close(linear.triton(*on), expected, dtype, 4)
+
+
+def check_join(tokens: int, heads: int, dim: int, device: str, dtype: torch.dtype) -> None:
+    one, other = randn(tokens, heads, dim).to(dtype), randn(tokens, heads, dim, seed=1).to(dtype)
+    one_sums, other_sums = 5 * randn(tokens, heads, seed=2), 5 * randn(heads, tokens, seed=3).T
+    expected = join.reference(one.float(), one_sums, other.float(), other_sums)
+    actual = join.triton(*(tensor.to(device) for tensor in (one, one_sums, other, other_sums)))
+    assert_close(actual[0], expected[0], dtype)
+    assert_close(actual[1], expected[1], torch.float32, 4)
 
 
 def check_rope(
@@ -301,6 +311,7 @@ CHECKS: dict[str, Check] = {
             (5, 4100, 200, True),
         )
     },
+    **{f"join {shape}": partial(check_join, *shape) for shape in ((1, 1, 16), (37, 3, 80))},
     **{
         f"rope {heads} heads of {dim}, {rotary} {'interleaved' if mixed else 'in halves'}, norm {norm}": partial(
             check_rope, *heads, dim, rotary, mixed, norm
