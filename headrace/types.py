@@ -207,6 +207,16 @@ class Progress(msgspec.Struct, tag="progress"):
     total: int
 
 
+class StepCost(msgspec.Struct, frozen=True):
+    """What a step has to read and multiply at least, for judging how near a measured time is to the device's limit."""
+
+    weight_bytes: int  # of the weights that every step reads
+    layer_flops: int  # of the layers' matrix products, a token
+    head_flops: int  # of the vocabulary's, a sampled token
+    kv_bytes: int  # of keys and values, a token of context
+    attention_flops: int  # a token and token of context
+
+
 class EngineInfo(msgspec.Struct, tag="ready"):
     """What the engine settled at start-up: the facts the API needs to validate and describe requests."""
 
@@ -222,6 +232,7 @@ class EngineInfo(msgspec.Struct, tag="ready"):
     max_concurrency: float  # requests of max_model_len tokens that fit at once
     default_sampling: dict[str, Any]  # from the model's generation_config.json
     ledger: list[LedgerEntry]
+    cost: StepCost
     pid: int = 0
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "Continue prompts, without a server.",
     "chat": "Chat with a model, in this process or on a server.",
     "complete": "Let a model continue what you type, in this process or on a server.",
+    "bench": "Measure latency, throughput or start-up, and how near they are to the device's limits.",
     "download": "Download a model.",
     "models": "List the architectures that can be served.",
     "collect-env": "Describe this machine and its software, for a bug report.",

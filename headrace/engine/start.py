@@ -50,6 +50,7 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         max_concurrency=concurrency,
         default_sampling=facts.default_sampling,
         ledger=runner.ledger.entries,
+        cost=runner.cost,
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
     logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)

@@ -15,6 +15,7 @@ from headrace.attention.select import select_backend
 from headrace.config import Config
 from headrace.device import GIB, to_device
 from headrace.models import loader, source
+from headrace.models.cost import step_cost
 from headrace.models.decoder import Decoder
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
@@ -64,6 +65,7 @@ class Runner:
         self._attentions = self.model.attention_layers
         groups = memory.group_layers([layer.spec for layer in self._attentions])
         self._backends = [self._attentions[group.layers[0]].backend for group in groups]
+        self.cost = step_cost(self.model, self.facts.dtype)
         self.rows = self._rows(self.facts.max_model_len)
         self._graphs: Graphs | None = None
         self._capture_sizes = self._sizes_to_capture()

@@ -20,6 +20,7 @@ from headrace.types import (
     Progress,
     RequestOutput,
     SamplingParams,
+    StepCost,
 )
 
 CHATML = (
@@ -75,6 +76,7 @@ class FakeEngine:
             max_concurrency=2.0,
             default_sampling={},
             ledger=[LedgerEntry("weights", 1.5, 2**30)],
+            cost=StepCost(0, 0, 0, 0, 0),
         )
         self.observers: list[Any] = []
         self.calls: list[dict[str, Any]] = []

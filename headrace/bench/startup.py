@@ -1,0 +1,58 @@
+"""``headrace bench startup``: how long a new process takes until its engine is ready, caches empty and warm."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from headrace.errors import HeadraceError
+
+ONE_START = """
+import json, sys, time
+from headrace import LLM
+started = time.perf_counter()
+llm = LLM(**json.loads(sys.argv[1]))
+print(json.dumps([[entry.stage, entry.seconds] for entry in llm.info.ledger]))
+"""
+
+
+def startup(options: dict[str, Any], cold: int, warmup: int, warm: int) -> dict[str, Any]:
+    """Seconds of ``cold`` starts, each with an empty kernel cache, and of ``warm`` ones that share a filled one."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as shared:
+        for phase, count, skipped in (("cold", cold, 0), ("warm", warm, warmup)):
+            times, ledgers = [], []
+            for iteration in range(-skipped, count):
+                with tempfile.TemporaryDirectory() as own:
+                    seconds, ledger = one_start(options, own if phase == "cold" else shared)
+                if iteration >= 0:
+                    times.append(seconds)
+                    ledgers.append(ledger)
+            if times:
+                result[f"avg_{phase}_total_startup_time"] = statistics.mean(times)
+                result[f"{phase}_total_startup_times"] = times
+                result[f"{phase}_ledger"] = ledgers[-1]
+    return result
+
+
+def one_start(options: dict[str, Any], kernel_cache: str) -> tuple[float, dict[str, float]]:
+    """Seconds from a process's start to its end right after the engine is ready, and the engine's own ledger."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", ONE_START, json.dumps(options)],
+        env={**os.environ, "TRITON_CACHE_DIR": kernel_cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        elapsed = time.perf_counter() - started
+        _, errors = process.communicate()
+    if not line:
+        raise HeadraceError(f"The engine did not start: {errors.strip().splitlines()[-1] if errors.strip() else '?'}")
+    return elapsed, dict(json.loads(line))
