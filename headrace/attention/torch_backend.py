@@ -21,7 +21,7 @@ class DecodeGroup:
     """Rows with one query token each, padded to the length of the longest."""
 
     rows: torch.Tensor | slice  # int64 [n], or the first n
-    slots: torch.Tensor  # int64 [n * length]: cache slots of each row's visible keys, then of its last one repeated
+    slots: torch.Tensor | slice  # [n * length] of the cache: of each row's visible keys, then of its last one repeated
     length: int
     positions: torch.Tensor  # int64 [n, length]: of those keys
     mask: torch.Tensor | None  # bool [n, 1, 1, length]: which are no padding; None if all
@@ -64,9 +64,7 @@ class TorchBackend:
         if self._batch is not batch:
             self._batch, self._groups = batch, decode_groups(batch, k_cache.shape[1], spec.window)
         for group in self._groups:
-            keys, values = (
-                cache.index_select(0, group.slots).view(-1, group.length, *cache.shape[1:]) for cache in caches
-            )
+            keys, values = (taken(cache, group.slots).view(-1, group.length, *cache.shape[1:]) for cache in caches)
             queries = q[group.rows][:, None]
             out[group.rows] = attend(
                 spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes
@@ -119,9 +117,20 @@ def decode_group(
     positions = torch.minimum(positions, last)
     tables = torch.tensor([batch.rows[row] for row in rows], device=device)[:, None]
     blocks = batch.block_table[tables, positions // block_size].long()
-    slots = blocks * block_size + positions % block_size
+    slots = (blocks * block_size + positions % block_size).flatten()
     leading = rows == list(range(len(rows)))
-    return DecodeGroup(slice(len(rows)) if leading else index, slots.flatten(), length, positions, mask)
+    return DecodeGroup(slice(len(rows)) if leading else index, as_slice(slots), length, positions, mask)
+
+
+def as_slice(slots: torch.Tensor) -> torch.Tensor | slice:
+    """The same slots as a slice if they follow each other, as a single row's often do: then nothing is copied."""
+    start, count = int(slots[0]), len(slots)
+    consecutive = torch.equal(slots, torch.arange(start, start + count, device=slots.device))
+    return slice(start, start + count) if consecutive else slots
+
+
+def taken(cache: torch.Tensor, slots: torch.Tensor | slice) -> torch.Tensor:
+    return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)
 
 
 def prefill(

@@ -63,9 +63,9 @@ class Attention(nn.Module):
         if slot.clip is not None:
             q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
         q, k, v = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k, v))
-        table, interleaved = (None, False) if rotary is None else (rotary.cos_sin, rotary.interleaved)
+        angles, interleaved = (None, False) if rotary is None else (rotary(step.positions), rotary.interleaved)
         caches = self.k_cache, self.v_cache
-        q, k = rope_and_cache(q, k, v, step.positions, table, interleaved, self.head_norms, *caches, batch.slots)
+        q, k = rope_and_cache(q, k, v, angles, interleaved, self.head_norms, *caches, batch.slots)
         out = self.backend.run(q, *caches, batch, alibi_slopes=self.alibi_slopes)
         return self.o(out.flatten(1))
 

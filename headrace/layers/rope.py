@@ -7,14 +7,22 @@ from headrace.layers.slots import Rope
 
 
 class RotaryTable(nn.Module):
-    """``cos_sin`` float32 [max_positions, rotary_dim]: the cosines of all pairs, then their sines."""
+    """``table`` float32 [max_positions, 2 * rotary_dim]: by position, the factors of ``ops.rope_and_cache``."""
 
-    cos_sin: torch.Tensor
+    table: torch.Tensor
 
     def __init__(self, rope: Rope, max_positions: int, device: torch.device):
         super().__init__()
         self.interleaved = rope.interleaved
         frequencies = torch.tensor(rope.frequencies, dtype=torch.float32, device=device)
         angles = torch.arange(max_positions, dtype=torch.float32, device=device)[:, None] * frequencies
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1) * rope.attention_scale
-        self.register_buffer("cos_sin", table, persistent=False)
+        cos, sin = angles.cos() * rope.attention_scale, angles.sin() * rope.attention_scale
+        halves = [torch.stack(pair, dim=-1 if rope.interleaved else -2) for pair in ((cos, cos), (-sin, sin))]
+        self.register_buffer("table", torch.cat([half.flatten(1) for half in halves], dim=-1), persistent=False)
+        self._positions: torch.Tensor | None = None  # the last ones seen: all layers of a step share their angles
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """The rows of the ``positions`` int64 [T], found once a step."""
+        if self._positions is not positions:
+            self._positions, self._angles = positions, self.table.index_select(0, positions)
+        return self._angles

@@ -21,6 +21,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     """
     if offset:
         weight = weight.float() + offset
+    if x.dtype == weight.dtype == torch.float32 and x.numel() == weight.numel():  # one row: a few calls, not a dozen
+        row = x.view(-1)
+        return torch.mul(x, weight).mul_((float(torch.dot(row, row)) / len(row) + eps) ** -0.5)
     if weight.ndim == 1 and weight.dtype == x.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
     normalised = F.rms_norm(x.float(), x.shape[-1:], None, eps)

@@ -29,8 +29,7 @@ def rope_and_cache(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor | None,
+    angles: torch.Tensor | None,
     interleaved: bool,
     norms: HeadNorms | None,
     k_cache: torch.Tensor,
@@ -39,9 +38,9 @@ def rope_and_cache(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalise and rotate ``q`` [T, H, D] and ``k`` [T, H_kv, D]; write k and ``v`` [T, H_kv, D] at ``slots``.
 
-    ``positions`` int64 [T] choose rows of ``cos_sin`` float32 [max_positions, R]: R/2 cosines, then R/2 sines, for
-    the first R <= D dimensions of each head, whose pairs are (i, i + R/2), or (2i, 2i + 1) if ``interleaved``.
-    None: don't rotate. ``slots`` int64 [T]: block * block_size + offset in the caches [num_blocks, block_size, H_kv,
+    ``angles`` float32 [T, 2 * R]: what the first R <= D dimensions of each head are multiplied with, then what their
+    partners are before these are added; the pairs are (i, i + R/2), or (2i, 2i + 1) if ``interleaved``. None: don't
+    rotate. ``slots`` int64 [T]: block * block_size + offset in the caches [num_blocks, block_size, H_kv,
     D], which are contiguous. q, k and v have stride 1 in their last dimension; q and k may be overwritten. Returns
     (q, k).
 
@@ -49,9 +48,8 @@ def rope_and_cache(
     """
     if norms is not None and not norms.last:
         q, k = normalise(q, k, norms)
-    if cos_sin is not None:
-        cos, sin = cos_sin.index_select(0, positions)[:, None].chunk(2, dim=-1)
-        q, k = rotate(torch.cat((q, k), dim=1), cos, sin, interleaved).split((q.shape[1], k.shape[1]), dim=1)
+    if angles is not None:
+        q, k = rotate(torch.cat((q, k), dim=1), angles, interleaved).split((q.shape[1], k.shape[1]), dim=1)
     if norms is not None and norms.last:
         q, k = normalise(q, k, norms)
     k_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
@@ -66,14 +64,15 @@ def normalise(q: torch.Tensor, k: torch.Tensor, norms: HeadNorms) -> tuple[torch
     )
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """Rotate pairs of ``x`` [T, H, D] by angles given as ``cos`` and ``sin`` float32 [T, 1, R/2]."""
-    half = cos.shape[-1]
-    turning, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
-    a, b = (turning[..., ::2], turning[..., 1::2]) if interleaved else turning.chunk(2, dim=-1)
-    a, b = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
-    turned = torch.stack((a, b), dim=-1).flatten(-2) if interleaved else torch.cat((a, b), dim=-1)
-    return torch.cat((turned.to(x.dtype), rest), dim=-1) if rest.shape[-1] else turned.to(x.dtype)
+def rotate(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotate pairs of ``x`` [T, H, D] by ``angles`` as above."""
+    own, of_partner = angles[:, None].chunk(2, dim=-1)
+    size = own.shape[-1]
+    turning = x if size == x.shape[-1] else x[..., :size]
+    turning = turning.float()
+    partner = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else turning.roll(size // 2, -1)
+    turned = torch.addcmul(turning * own, partner, of_partner).to(x.dtype)
+    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)
 
 
 @rope_and_cache.on_triton
@@ -81,8 +80,7 @@ def _rope_and_cache(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor | None,
+    angles: torch.Tensor | None,
     interleaved: bool,
     norms: HeadNorms | None,
     k_cache: torch.Tensor,
@@ -92,14 +90,14 @@ def _rope_and_cache(
     """Reads q, k and v once; writes q and v once, k twice. One program: a token and some of its heads."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
-    rotary_dim = 0 if cos_sin is None else cos_sin.shape[1]
+    rotary_dim = 0 if angles is None else angles.shape[1] // 2
     block = next_power_of_2(head_dim)
     heads = max(min(NUMBERS_A_PROGRAM // block, next_power_of_2(num_heads)), 1)
     query_programs = -(-num_heads // heads) if rotary_dim or norms else 0
     weights = (norms.q_weight, norms.k_weight) if norms else (None, None)
     if num_tokens:
         _rope_and_cache_kernel[(num_tokens, query_programs - (-num_kv_heads // heads))](
-            *(q, k, v, *weights, positions, cos_sin, k_cache, v_cache, slots),
+            *(q, k, v, *weights, angles, k_cache, v_cache, slots),
             *(q.stride(0), k.stride(0), v.stride(0), num_heads, num_kv_heads, query_programs),
             *(norms.eps if norms else 0.0, norms.offset if norms else 0.0),
             NORM_LAST=norms is not None and norms.last,
@@ -122,8 +120,7 @@ def _rope_and_cache_kernel(
     v,
     q_weight,
     k_weight,
-    positions,
-    cos_sin,
+    angles,
     k_cache,
     v_cache,
     slots,
@@ -148,7 +145,8 @@ def _rope_and_cache_kernel(
     await_predecessor(EARLY)
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
-    angles = positions if HALF == 0 else cos_sin + tl.load(positions + token) * (2 * HALF)
+    if HALF > 0:
+        angles += token * (4 * HALF)
     if program < query_programs:
         heads = program * HEADS + tl.arange(0, HEADS)[:, None]
         places = q + token * q_stride + heads * HEAD_DIM
@@ -201,11 +199,12 @@ def _turn_heads(
         weights = weight + heads * HEAD_DIM if OWN_WEIGHTS else weight + heads * 0
     if HALF > 0:
         pairs = tl.arange(0, HALF_BLOCK)[None, :]
-        cos = tl.load(angles + pairs, mask=pairs < HALF, other=0.0)
-        sin = tl.load(angles + HALF + pairs, mask=pairs < HALF, other=0.0)
         first = 2 * pairs if INTERLEAVED else pairs
         second = first + 1 if INTERLEAVED else first + HALF
-        turning = inside & (pairs < HALF)
+        there = pairs < HALF
+        a_own, b_own = tl.load(angles + first, there), tl.load(angles + second, there)
+        a_other, b_other = tl.load(angles + 2 * HALF + first, there), tl.load(angles + 2 * HALF + second, there)
+        turning = inside & there
         a = tl.load(places + first, mask=turning, other=0.0).to(tl.float32)
         b = tl.load(places + second, mask=turning, other=0.0).to(tl.float32)
         if weight is not None:
@@ -213,7 +212,7 @@ def _turn_heads(
             b_factor = (tl.load(weights + second, mask=turning, other=0.0).to(tl.float32) + offset) * scale
             if not NORM_LAST:
                 a, b = a * a_factor, b * b_factor
-        a, b = a * cos - b * sin, b * cos + a * sin
+        a, b = a * a_own + b * a_other, b * b_own + a * b_other
         if weight is not None and NORM_LAST:
             a, b = a * a_factor, b * b_factor
         _store(places + first, copies, first, a, turning)

@@ -16,6 +16,8 @@ import torch
 from headrace.attention.backend import AttentionSpec, PagedBatch
 from headrace.attention.torch_backend import TorchBackend
 from headrace.attention.triton_backend import TritonBackend
+from headrace.layers.rope import RotaryTable
+from headrace.layers.slots import Rope
 from headrace.ops.activation import FUNCTIONS, act_and_mul
 from headrace.ops.join import join
 from headrace.ops.linear import linear
@@ -85,9 +87,9 @@ def check_rope(
 ) -> None:
     tokens, blocks, block_size = 5, 3, 4
     qkv = randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype)
-    positions, slots = torch.tensor([3, 0, 19, 7, 7]), torch.tensor([11, 4, 0, 6, 5])
-    angles = randn(20, rotary // 2) * 3 if rotary else None
-    table = None if angles is None else torch.cat((angles.cos(), angles.sin()), dim=-1)
+    slots = torch.tensor([11, 4, 0, 6, 5])
+    rope = Rope(tuple(randn(rotary // 2).tolist()), mixed) if rotary else None
+    angles = RotaryTable(rope, 20, torch.device(CPU))(torch.tensor([3, 0, 19, 7, 7])) if rope else None
     shapes = ((heads, dim), (kv_heads, dim)) if norm == "own" else ((dim,), (dim,))
     weights = [randn(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes, 1)]
 
@@ -99,8 +101,7 @@ def check_rope(
         return [
             *implementation(
                 *(part.unflatten(-1, (-1, dim)) for part in parts),
-                positions.to(where),
-                None if table is None else table.to(where),
+                None if angles is None else angles.to(where),
                 mixed,
                 norms,
                 *caches,
