@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, step: StepInput) -> torch.Tensor:
         slot, batch, rotary = self.slot, step.groups[self.group], self.rotary
-        q, k, v = self.qkv(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
+        q, k, v = self.qkv(x).split_with_sizes((self.q_size, self.kv_size, self.kv_size), dim=-1)
         if self.head_norms is None:
             q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
         if slot.clip is not None:

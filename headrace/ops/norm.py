@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import torch.nn.functional as F
 
 from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, op
@@ -21,13 +22,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     """
     if offset:
         weight = weight.float() + offset
-    if x.dtype == weight.dtype == torch.float32 and x.numel() == weight.numel():  # one row: a few calls, not a dozen
-        row = x.view(-1)
-        return torch.mul(x, weight).mul_((float(torch.dot(row, row)) / len(row) + eps) ** -0.5)
-    if weight.ndim == 1 and weight.dtype == x.dtype:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    normalised = F.rms_norm(x.float(), x.shape[-1:], None, eps)
-    return (normalised * weight).to(x.dtype)
+    # On a CPU torch's own rms_norm is a dozen operations, and their dispatch takes longer than these take for few rows.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.addcmul(constant(eps, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return (x * scale).mul_(weight).to(x.dtype)
+
+
+@functools.cache
+def constant(value: float, device: torch.device) -> torch.Tensor:
+    """float32 [], made once."""
+    return torch.tensor(value, device=device)
 
 
 @op
