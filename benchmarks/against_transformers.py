@@ -8,15 +8,14 @@ Greedy, random prompts of 128 tokens, 128 tokens out; prints each one's median a
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
 
 from headrace import LLM, SamplingParams
 from headrace.config import Config
-from headrace.models import loader, source
-from headrace.models.gguf.weights import gguf_chunks
+from headrace.models import source
+from headrace.models.loader import load
 
 LENGTH = 128
 
@@ -29,10 +28,16 @@ class Peer:
         files = source.resolve(config.model, config.load)
         self.model = LlamaForCausalLM(source.load_config(files)).eval()
         self._parameters = self.model.state_dict()
-        loader._load(self, gguf_chunks(Path(files.path)), lambda done, total: None)  # type: ignore[arg-type]
+        load(self, files)
 
-    def load_weight(self, name: str, tensor: torch.Tensor) -> None:
-        self._parameters[name].copy_(tensor)
+    def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
+        self._parameters[checkpoint_name].copy_(tensor)
+
+    def finish_loading(self) -> None:
+        del self._parameters
+
+    def init_dummy(self, seed: int) -> None:
+        raise NotImplementedError
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]]) -> None:
