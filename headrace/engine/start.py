@@ -1,5 +1,7 @@
 """Builds an engine for a model: the one file here that loads torch. Knows the runner; does not know processes."""
 
+import atexit
+import gc
 import logging
 from collections.abc import Callable
 
@@ -54,6 +56,9 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
     logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)
+    gc.collect()
+    gc.freeze()  # what start-up made stays: later collections, in the middle of steps, need not look through it
+    atexit.register(gc.unfreeze)  # or libraries would report it as leaked
     return Engine(scheduler, runner, info, config.model.seed)
 
 

@@ -1,5 +1,6 @@
 """The synchronous handle: an engine in this process, for scripts and notebooks. Knows neither processes nor HTTP."""
 
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -121,6 +122,8 @@ class LLM:
     def shutdown(self) -> None:
         """Free the model and its memory."""
         self._engine = None
+        gc.unfreeze()  # which the engine's start froze
+        gc.collect()
 
     @property
     def _alive(self) -> Engine:

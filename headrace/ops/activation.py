@@ -37,7 +37,8 @@ def activation(x: torch.Tensor, name: str) -> torch.Tensor:
 @op
 def act_and_mul(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     """``activation(gate) * up`` of ``gate_up`` [T, 2 * I], the gate first: [T, I]."""
-    gate, up = gate_up.chunk(2, dim=-1)
+    inner = gate_up.shape[-1] // 2
+    gate, up = gate_up.split_with_sizes((inner, inner), dim=-1)
     return FUNCTIONS[activation](gate).mul_(up)
 
 

@@ -62,6 +62,7 @@ class Graphs:
     """The captured steps of a model, by size and by whether rows prefill in them."""
 
     def __init__(self, forward: Forward, backends: Sequence[Backend], max_num_seqs: int, max_model_len: int):
+        """``max_num_seqs`` and ``max_model_len``: the size of the persistent rows that ``forward`` reads."""
         self._forward, self._backends = forward, backends
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._graphs: dict[tuple[int, bool], Graph] = {}

@@ -241,7 +241,7 @@ class Runner:
         return capture_sizes(self.config, min(self.facts.max_num_batched_tokens, *limits))
 
     def _new_graphs(self) -> Graphs:
-        return Graphs(self._forward, self._backends, self.facts.max_num_seqs, self.facts.max_model_len)
+        return Graphs(self._forward, self._backends, *self.rows.tokens.shape)
 
     def _rows(self, max_model_len: int) -> Rows:
         return Rows(self.facts.max_num_seqs, max_model_len, len(self._backends), self.facts.block_size, self.device)
