@@ -162,8 +162,11 @@ class KVCache:
 
     def extend(self, request: Request, num_new_tokens: int) -> list[NewBlocks] | None:
         """Give ``request`` room for its next tokens; None (and no change) if too few blocks are free."""
-        self._free_outside_windows(request)
+        if any(self.windows):
+            self._free_outside_windows(request)
         target = request.num_planned + num_new_tokens
+        if target <= len(request.blocks[0]) * self.block_size:  # all groups have blocks for the same tokens
+            return []
         if self._num_missing(request, target) > self.pool.num_free:
             return None
         new = []

@@ -91,14 +91,13 @@ class Scheduler:
         step = Step(Plan(self._num_steps, [], [], [], []))
         budget = self.limits.max_num_batched_tokens
         num_running = len(self.running)
-        ready = [request for request in self.running if self._num_pending(request)]
-        ready.sort(
-            key=lambda request: self._num_pending(request) > 1
-        )  # decodes first: a long prompt never starves them
-        for request in ready:
+        limit = self.limits.long_prefill_token_threshold or budget
+        ready = [(request, pending) for request in self.running if (pending := self._num_pending(request))]
+        ready.sort(key=lambda item: item[1] > 1)  # decodes first: a long prompt never starves them
+        for request, pending in ready:
             if not budget or request.state is not State.RUNNING:  # preempted for one before it
                 continue
-            count = self._next_count(request, budget)
+            count = min(pending, budget, limit)
             if (blocks := self._make_room(step, request, count)) is not None:
                 self._advance(step, request, count, blocks)
                 budget -= count
@@ -114,12 +113,8 @@ class Scheduler:
 
     def _num_pending(self, request: Request) -> int:
         """Tokens ``request`` could compute now; 0 if all are planned, or if its last token is in flight."""
-        if request.num_tokens >= request.max_total_tokens:
-            return 0
-        return request.num_tokens - request.num_planned
-
-    def _next_count(self, request: Request, budget: int) -> int:
-        return min(self._num_pending(request), budget, self.limits.long_prefill_token_threshold or budget)
+        num_tokens = request.num_tokens
+        return 0 if num_tokens >= request.max_total_tokens else num_tokens - request.num_planned
 
     def _make_room(self, step: Step, request: Request, count: int) -> list[NewBlocks] | None:
         """Blocks for ``count`` more tokens, preempting the last in order for them; None if ``request`` must wait."""
