@@ -12,9 +12,8 @@ from typing import Any
 from headrace.errors import HeadraceError
 
 ONE_START = """
-import json, sys, time
+import json, sys
 from headrace import LLM
-started = time.perf_counter()
 llm = LLM(**json.loads(sys.argv[1]))
 print(json.dumps([[entry.stage, entry.seconds] for entry in llm.info.ledger]))
 """
@@ -40,7 +39,7 @@ def startup(options: dict[str, Any], cold: int, warmup: int, warm: int) -> dict[
 
 
 def one_start(options: dict[str, Any], kernel_cache: str) -> tuple[float, dict[str, float]]:
-    """Seconds from a process's start to its end right after the engine is ready, and the engine's own ledger."""
+    """Seconds from a process's start until its engine is ready, and the engine's own ledger."""
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", ONE_START, json.dumps(options)],

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, options_from
+from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.errors import ConfigError
 
 KINDS = ("latency", "throughput", "startup")
@@ -39,8 +39,7 @@ def positive(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    options = options_from(arguments)
-    options.pop("api_key", None)  # the environment's, meant for servers
+    options = engine_options_from(arguments)
     if not 0 <= arguments.random_range_ratio < 1:
         raise ConfigError("--random-range-ratio must be at least 0 and below 1.")
     if arguments.kind == "startup":

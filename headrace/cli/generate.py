@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, options_from
+from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.cli.talk import add_sampling, sampling_of
 from headrace.errors import ConfigError
 
@@ -25,8 +25,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     prompts = prompts_of(arguments)
-    options, sampling = options_from(arguments), sampling_of(arguments)
-    options.pop("api_key", None)  # the environment's, meant for servers
+    options, sampling = engine_options_from(arguments), sampling_of(arguments)
     from headrace.frontend.llm import LLM
     from headrace.types import SamplingParams
 

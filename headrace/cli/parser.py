@@ -175,6 +175,13 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
     return environment() | from_file | given_options(arguments)
 
 
+def engine_options_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same for a command without a server, whom the environment's API key doesn't concern."""
+    options = options_from(arguments)
+    options.pop("api_key", None)
+    return options
+
+
 def config_from(arguments: argparse.Namespace) -> Config:
     """The configuration that a command's arguments ask for."""
     return Config.from_kwargs(**options_from(arguments))

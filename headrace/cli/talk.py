@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, given_options, options_from
+from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from, given_options
 from headrace.config import OPTIONS, listed
 from headrace.errors import ConfigError, EngineDeadError, HeadraceError, RequestError
 
@@ -71,9 +71,7 @@ def talker(arguments: argparse.Namespace) -> Iterator[Talker]:
     """The talker that a command's arguments name, for the time of the ``with`` block."""
     sampling = sampling_of(arguments)
     if arguments.url is None:
-        options = options_from(arguments)
-        options.pop("api_key", None)  # the environment's, meant for servers
-        local = Local(options, sampling)
+        local = Local(engine_options_from(arguments), sampling)
         try:
             yield local
         finally:

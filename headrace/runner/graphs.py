@@ -6,7 +6,6 @@ A graph holds the model's layers from the packed numbers to the hidden states. K
 from __future__ import annotations
 
 import bisect
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from headrace.attention.backend import Backend
 from headrace.config import Config
 from headrace.runner.batch import Batch, Shape, pack
 from headrace.types import Plan
-
-logger = logging.getLogger(__name__)
 
 LARGEST = 512  # tokens; launching the pieces of larger steps takes less time than running them
 Forward = Callable[[torch.Tensor, Batch], torch.Tensor]  # a packed step's numbers → hidden states

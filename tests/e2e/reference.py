@@ -39,3 +39,8 @@ class Reference:
         ids = torch.tensor([prompt + tokens[:-1]], device=DEVICE)
         logits: torch.Tensor = self._model(ids, logits_to_keep=len(tokens)).logits[0]
         return logits.float().cpu()
+
+    def gaps(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+        """float32 [tokens]: by how much each of ``tokens`` misses the largest logit; 0 where it is the argmax."""
+        logits = self.logits(prompt, tokens)
+        return logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from headrace import LLM, SamplingParams
-from tests.models.util import randomise, tiny
+from tests.models.util import random_model
 
 from .util import GPU, NEEDS_GPU
 
@@ -32,12 +31,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("architecture", MODELS)
 def test_greedy_tokens(architecture: str, tmp_path: Path) -> None:
-    model_class = getattr(transformers, architecture)
-    config = tiny(model_class.config_class, **MODELS[architecture] | {"max_position_embeddings": 512})
-    config._attn_implementation = "eager"  # the one that applies soft caps
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    randomise(model)
+    model = random_model(architecture, **MODELS[architecture] | {"max_position_embeddings": 512})
     model.save_pretrained(tmp_path)
     model.to(GPU)
     prompts = [torch.randint(3, 128, (length,)).tolist() for length in (5, 40, 17, 200, 1, 33)]

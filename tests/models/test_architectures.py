@@ -10,7 +10,7 @@ import transformers
 
 from headrace.models.registry import spec_for
 
-from .util import checkpoint_weights, chunked_logits, full_logits, loaded_decoder, randomise, tiny
+from .util import checkpoint_weights, chunked_logits, full_logits, loaded_decoder, random_model
 
 TOLERANCE = 1e-4
 
@@ -232,12 +232,7 @@ CASES = ARCHITECTURES + OPTIONS + SCALINGS
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_logits_equal_transformers(case: Case, tmp_path: Path) -> None:
-    model_class = getattr(transformers, case.architecture)
-    config = tiny(model_class.config_class, **case.options)
-    config._attn_implementation = "eager"  # the one that applies soft caps
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    randomise(model)
+    model = random_model(case.architecture, **case.options)
     weights = checkpoint_weights(model, tmp_path)
     ids, other = torch.randint(3, 128, (2, case.length)).tolist()
     with torch.no_grad():

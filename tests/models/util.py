@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -42,6 +43,17 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def random_model(architecture: str, **options: Any) -> PreTrainedModel:
+    """A tiny transformers model of random weights, the same each time; torch's generator goes on from the seed."""
+    model_class = getattr(transformers, architecture)
+    config = tiny(model_class.config_class, **options)
+    config._attn_implementation = "eager"  # the one that applies soft caps
+    torch.manual_seed(0)
+    model: PreTrainedModel = model_class(config).eval()
+    randomise(model)
+    return model
 
 
 def checkpoint_weights(model: PreTrainedModel, directory: Path) -> dict[str, torch.Tensor]:
