@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from headrace.errors import ConfigError, EngineDeadError
 from headrace.models.source import ModelFiles
 from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Progress, Shutdown, ToEngine
 
+PROGRAM = ("-m", "headrace.engine.process")  # what Python runs as the engine
 STOP_SECONDS = 5.0  # that the engine gets to leave by itself
 
 
@@ -47,9 +49,7 @@ class EngineProcess:
         """Start an engine and wait until it is ready. Raises ``ConfigError``, or ``EngineDeadError`` if it dies."""
         directory = Path(tempfile.mkdtemp(prefix="headrace-"))  # private to this user, as the sockets must be
         alone = () if {"", os.getcwd()} & set(sys.path) else ("-P",)  # -m would put a stranger's directory in front
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *alone, "-m", "headrace.engine.process", stdin=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(sys.executable, *alone, *PROGRAM, stdin=asyncio.subprocess.PIPE)
         engine = cls(process, directory, zmq.asyncio.Context())
         try:
             boot = Boot(config.to_json(), files, _address(directory, "in"), _address(directory, "out"))
@@ -57,21 +57,28 @@ class EngineProcess:
             assert process.stdin is not None  # it is a pipe
             process.stdin.write(len(message).to_bytes(LENGTH_BYTES, "little") + message)
             await process.stdin.drain()
-            while not isinstance(heard := await engine.receive(), EngineInfo):
-                if isinstance(heard, Progress):
-                    on_progress(heard)
+            info = None
+            while info is None:
+                for heard in await engine.receive():
+                    if isinstance(heard, Progress):
+                        on_progress(heard)
+                    elif isinstance(heard, EngineInfo):
+                        info = heard
         except BaseException as error:
             await engine.stop()
             if isinstance(error, EngineDeadError) and engine.last_words and engine.last_words.user_error:
                 raise ConfigError(engine.last_words.message) from None
             raise
-        return engine, heard
+        return engine, info
 
     async def send(self, message: ToEngine) -> None:
         await self._push.send(self._encoder.encode(message))
 
-    async def receive(self) -> Outputs | Progress | EngineInfo:
-        """The engine's next message. Raises ``EngineDeadError`` once it has died and said all it had to say."""
+    async def receive(self) -> list[Outputs | Progress | EngineInfo]:
+        """All the engine has said since the last call, waiting for a first message: who fell behind catches up at once.
+
+        Raises ``EngineDeadError`` once it has died and said all it had to say.
+        """
         while True:
             arriving = asyncio.ensure_future(self._pull.recv())
             await asyncio.wait({arriving, self._exit}, return_when=asyncio.FIRST_COMPLETED)
@@ -81,11 +88,14 @@ class EngineProcess:
                 except TimeoutError:
                     arriving.cancel()
                     raise EngineDeadError(self.death()) from None
-            message = self._decoder.decode(arriving.result())
+            said = [self._decoder.decode(arriving.result())]
+            with suppress(zmq.Again):
+                while True:
+                    said.append(self._decoder.decode(await self._pull.recv(zmq.NOBLOCK)))
             self.heard_at = time.monotonic()
-            if not isinstance(message, Fatal):
-                return message
-            self.last_words = message
+            self.last_words = next((message for message in said if isinstance(message, Fatal)), self.last_words)
+            if heard := [message for message in said if not isinstance(message, Fatal)]:
+                return heard
 
     def death(self) -> str:
         """Why the engine is gone, in one sentence."""

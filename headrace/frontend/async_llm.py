@@ -202,9 +202,9 @@ class AsyncLLM:
     async def _read(self) -> None:
         try:
             while True:
-                message = await self._engine.receive()
-                if isinstance(message, Outputs):
-                    await self._take(message)
+                for message in await self._engine.receive():  # all before any stream writes: a late one writes once
+                    if isinstance(message, Outputs):
+                        await self._take(message)
         except EngineDeadError as error:
             self._die(str(error))
         except asyncio.CancelledError:

@@ -59,10 +59,7 @@ class Track:
         self.prompt_logprobs_given = False
         self.num_cached_tokens: int | None = None
         self.error: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        self.finished = False  # all of its sequences are
 
     def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""
@@ -270,6 +267,7 @@ class Tracker:
                 stopped.append(delta.request_id)
             if track.sequences[index].finish_reason is not None:
                 del self._sequences[delta.request_id]
+                track.finished = all(sequence.finish_reason is not None for sequence in track.sequences)
         for track in changed.values():
             if track.finished:
                 self._end(track)
@@ -283,6 +281,7 @@ class Tracker:
         for sequence in running:
             sequence.finish_reason = FinishReason.ABORT
             del self._sequences[sequence.engine_id]
+        track.finished = True
         self._end(track)
         return [sequence.engine_id for sequence in running]
 

@@ -156,8 +156,9 @@ async def merged_outputs(context: Context, job: Job) -> AsyncGenerator[tuple[int
 
 def check_output(output: RequestOutput) -> RequestOutput:
     """Raise GenerationError if the engine gave up on a sequence."""
-    if any(sequence.finish_reason == "error" for sequence in output.outputs):
-        raise GenerationError("The engine failed on this request; the server's log says why.")
+    for sequence in output.outputs:
+        if sequence.finish_reason == "error":
+            raise GenerationError("The engine failed on this request; the server's log says why.")
     return output
 
 
@@ -183,7 +184,8 @@ class TokenCounter:
         if output.num_cached_tokens is not None:
             self._cached_tokens[prompt] = output.num_cached_tokens
         if count_completion:
-            self._completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
+            for sequence in output.outputs:
+                self._completion_tokens += len(sequence.token_ids)
 
     def usage(self) -> Usage:
         prompt_tokens = sum(self._prompt_tokens.values())

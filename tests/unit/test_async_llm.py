@@ -1,0 +1,91 @@
+"""The asynchronous handle on a scripted engine: what its caller sees of messages that come faster than it reads."""
+
+import asyncio
+import time
+from typing import Any, cast
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from headrace.config import Config
+from headrace.engine.client import EngineProcess
+from headrace.errors import EngineDeadError
+from headrace.frontend.async_llm import AsyncLLM
+from headrace.frontend.door import Door
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.types import (
+    Fatal,
+    FinishReason,
+    FromEngine,
+    OutputKind,
+    Outputs,
+    SamplingParams,
+    Submit,
+    ToEngine,
+    TokenDelta,
+)
+from tests.unit.fake_engine import CharTokenizer, FakeEngine
+
+
+class ScriptedProcess:
+    """Stands for EngineProcess: what ``say`` was given since the last ``receive`` is received together."""
+
+    def __init__(self) -> None:
+        self.heard_at = 0.0
+        self.sent: asyncio.Queue[ToEngine] = asyncio.Queue()
+        self._said: asyncio.Queue[FromEngine] = asyncio.Queue()
+
+    def say(self, *deltas: TokenDelta) -> None:
+        self._said.put_nowait(Outputs(time.monotonic(), list(deltas)))
+
+    async def send(self, message: ToEngine) -> None:
+        self.sent.put_nowait(message)
+
+    async def receive(self) -> list[FromEngine]:
+        said = [await self._said.get()]
+        while not self._said.empty():
+            said.append(self._said.get_nowait())
+        return said
+
+    async def stop(self) -> None:
+        pass
+
+
+async def test_a_stream_that_is_behind_gets_all_tokens_at_once() -> None:
+    process, config = ScriptedProcess(), Config()
+    door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
+    async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
+        params = SamplingParams(max_tokens=9, output_kind=OutputKind.DELTA)
+        stream = llm.generate([65], params, "r")
+        first = asyncio.ensure_future(anext(stream))
+        submit = cast(Submit, await process.sent.get())
+        process.say(TokenDelta(submit.request_id, [66]))
+        outputs = [await first]
+        for token_id in range(67, 70):
+            process.say(TokenDelta(submit.request_id, [token_id]))
+        process.say(TokenDelta(submit.request_id, [70], finish_reason=FinishReason.LENGTH))
+        outputs += [output async for output in stream]
+    given = [(output.outputs[0].text, list(output.outputs[0].token_ids), output.finished) for output in outputs]
+    assert given == [("B", [66], False), ("CDEF", [67, 68, 69, 70], True)]
+
+
+async def test_an_engine_process_hands_over_all_it_has_said_before_it_died(tmp_path: Any) -> None:
+    class Process:
+        returncode = 1
+
+        async def wait(self) -> int:
+            return 1
+
+    engine = EngineProcess(cast(Any, Process()), tmp_path, zmq.asyncio.Context())
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.connect(f"ipc://{tmp_path}/out")
+        for message in (Outputs(1.0), Outputs(2.0), Fatal("no more")):
+            push.send(engine._encoder.encode(message))
+        heard: list[Any] = []
+        while len(heard) < 2:
+            heard += await engine.receive()
+        assert [message.time for message in heard] == [1.0, 2.0]
+        with pytest.raises(EngineDeadError, match="no more"):
+            await engine.receive()
+        await engine.stop()
