@@ -14,6 +14,7 @@ from headrace.layers.norm import Norm
 from headrace.layers.rope import RotaryTable
 from headrace.layers.slots import AttentionSlot
 from headrace.ops.rope import HeadNorms, rope_and_cache
+from headrace.quant.method import MethodFor, unquantized
 
 
 class Attention(nn.Module):
@@ -30,6 +31,7 @@ class Attention(nn.Module):
         rotary: RotaryTable | None,
         backend: Backend,
         *,
+        method_for: MethodFor = unquantized,
         dtype: torch.dtype,
         device: torch.device,
     ):
@@ -43,8 +45,17 @@ class Attention(nn.Module):
             split="column",
             dtype=dtype,
             device=device,
+            method=method_for("qkv"),
         )
-        self.o = Linear(self.q_size, {"o": dim}, bias=slot.out_bias, split="row", dtype=dtype, device=device)
+        self.o = Linear(
+            self.q_size,
+            {"o": dim},
+            bias=slot.out_bias,
+            split="row",
+            dtype=dtype,
+            device=device,
+            method=method_for("o"),
+        )
         self.q_norm = self._head_norm(slot.num_heads, dtype, device)
         self.k_norm = self._head_norm(slot.num_kv_heads, dtype, device)
         self.head_norms = fused_norms(self.q_norm, self.k_norm, slot)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from headrace.layers.embedding import Embedding
 from headrace.layers.weights import Target, single
 from headrace.quant.method import Method, Unquantized
 
@@ -19,10 +20,9 @@ Split = Literal["column", "row"]  # over the outputs of each part, or over the i
 class Linear(nn.Module):
     """``x`` [..., in_features] → [..., sum of the parts' sizes], the parts side by side in the order given.
 
-    ``shared``: another layer's weight [out, in] to use instead of an own one (tied embeddings).
+    ``shared``: an embedding whose rows to multiply with instead of own weights (tied embeddings).
     """
 
-    weight: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(
@@ -34,19 +34,22 @@ class Linear(nn.Module):
         split: Split | None = None,
         dtype: torch.dtype,
         device: torch.device,
-        shared: nn.Parameter | None = None,
+        shared: Embedding | None = None,
         method: Method | None = None,
     ):
         super().__init__()
-        self.in_features, self.parts, self.split, self.tied = in_features, dict(parts), split, shared is not None
+        self.in_features, self.parts, self.split = in_features, dict(parts), split
+        self.out_features = sum(parts.values())
         self.method: Method = method or Unquantized()
         self.register_parameter("bias", None)
         if shared is None:
-            parameters = self.method.allocate(in_features, sum(parts.values()), bias, dtype, device)
+            parameters = self.method.allocate(in_features, self.out_features, bias, dtype, device)
+            self.shared: tuple[str, ...] = ()
         else:
-            parameters = {"weight": shared}
+            self.method, parameters = shared.method, dict(shared.named_parameters(recurse=False))
+            self.shared = tuple(parameters)
             if bias:
-                empty = torch.empty(shared.shape[0], dtype=dtype, device=device)
+                empty = torch.empty(self.out_features, dtype=dtype, device=device)
                 parameters["bias"] = nn.Parameter(empty, requires_grad=False)
         for name, parameter in parameters.items():
             self.register_parameter(name, parameter)
@@ -58,7 +61,7 @@ class Linear(nn.Module):
         """Each part goes by its own name beside the layer (``q.weight`` in ``qkv``), all together by the layer's."""
         parent = path.rpartition(".")[0]
         for name, parameter in self.named_parameters(recurse=False):
-            if self.tied and name == "weight":
+            if name in self.shared:
                 continue
             pieces, start = [], 0
             for part, size in self.parts.items():

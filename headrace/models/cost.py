@@ -1,7 +1,10 @@
 """How many bytes and operations a model needs: what its speed on a device can be judged by. Knows no device."""
 
 import torch
+from torch import nn
 
+from headrace.layers.embedding import Embedding
+from headrace.layers.linear import Linear
 from headrace.layers.moe import Moe
 from headrace.models.decoder import Decoder
 from headrace.types import StepCost
@@ -9,17 +12,26 @@ from headrace.types import StepCost
 
 def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
     """What a step reads and multiplies at least. All experts count as read, those of one token as multiplied."""
-    tables = {id(table.weight) for table in (model.embedding, model.positions) if table is not None}
-    tables.discard(id(model.head.weight))
-    multiplied = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim > 1)
-    for moe in (module for module in model.modules() if isinstance(module, Moe)):
-        idle = 1 - moe.slot.top_k / moe.slot.num_experts
-        multiplied -= int(idle * sum(weight.numel() for weight in moe.experts.parameters()))
+    linears = [module for module in model.layers.modules() if isinstance(module, Linear)]
+    moes = [module for module in model.modules() if isinstance(module, Moe)]
+    multiplied = sum(linear.in_features * linear.out_features for linear in linears)
+    for moe in moes:
+        share = moe.slot.top_k / moe.slot.num_experts
+        multiplied += int(share * sum(weight.numel() for weight in moe.experts.parameters()))
     specs = [layer.spec for layer in model.attention_layers]
     return StepCost(
-        weight_bytes=sum(w.numel() * w.element_size() for w in model.parameters() if id(w) not in tables),
+        weight_bytes=sum(map(_bytes_read, model.modules())),
         layer_flops=2 * multiplied,
-        head_flops=2 * model.head.weight.numel(),
+        head_flops=2 * model.head.in_features * model.head.out_features,
         kv_bytes=sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * dtype.itemsize,
         attention_flops=sum(4 * spec.num_heads * spec.head_dim for spec in specs),
     )
+
+
+def _bytes_read(module: nn.Module) -> int:
+    """Bytes of a layer's own weights that a step reads whole: of a table it looks up but a few rows."""
+    if isinstance(module, Embedding):
+        return 0
+    if isinstance(module, Linear):
+        return module.method.num_bytes(module) + (0 if module.bias is None else module.bias.nbytes)
+    return sum(weight.nbytes for weight in module.parameters(recurse=False))

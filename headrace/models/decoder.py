@@ -20,6 +20,7 @@ from headrace.layers.slots import MlpSlot, Rope
 from headrace.layers.weights import Loadable, Target
 from headrace.models.names import WeightMap
 from headrace.models.spec import Layer, Spec
+from headrace.quant.method import MethodFor, unquantized, within
 
 
 class Block(nn.Module):
@@ -32,6 +33,7 @@ class Block(nn.Module):
         rotary: RotaryTable | None,
         backend: Backend,
         *,
+        method_for: MethodFor,
         dtype: torch.dtype,
         device: torch.device,
     ):
@@ -43,12 +45,20 @@ class Block(nn.Module):
         wiring = spec.wiring
         self.parallel, self.residual_scale = wiring.parallel, spec.residual_scale
         self.attention_norm = norm(wiring.norm_in)
-        self.attention = Attention(spec.dim, layer.attention, rotary, backend, dtype=dtype, device=device)
+        self.attention = Attention(
+            spec.dim,
+            layer.attention,
+            rotary,
+            backend,
+            method_for=within("attention", method_for),
+            dtype=dtype,
+            device=device,
+        )
         self.attention_out_norm = norm(wiring.norm_out)
         self.mlp_norm = norm(wiring.norm_in and not wiring.one_norm)
         self.mlp: Mlp | Moe
         if isinstance(layer.mlp, MlpSlot):
-            self.mlp = Mlp(spec.dim, layer.mlp, dtype=dtype, device=device)
+            self.mlp = Mlp(spec.dim, layer.mlp, method_for=within("mlp", method_for), dtype=dtype, device=device)
         else:
             self.mlp = Moe(spec.dim, layer.mlp, dtype=dtype, device=device)
         self.mlp_out_norm = norm(wiring.norm_out)
@@ -80,7 +90,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model. ``backend_for`` gives the attention backend of a layer.
+    """A causal language model. ``backend_for`` gives the attention backend of a layer, ``method_for`` how the matrix
+    called ``layers.0.attention.qkv``, say, is stored and multiplied.
 
     Parameters are allocated on ``device`` in ``dtype`` and hold nothing until they are loaded or filled.
     """
@@ -91,10 +102,18 @@ class Decoder(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         backend_for: Callable[[AttentionSpec], Backend],
+        method_for: MethodFor = unquantized,
     ):
         super().__init__()
-        self.spec = spec
-        self.embedding = Embedding(spec.vocab_size, spec.dim, scale=spec.embedding_scale, dtype=dtype, device=device)
+        self.spec, self.device = spec, device
+        self.embedding = Embedding(
+            spec.vocab_size,
+            spec.dim,
+            scale=spec.embedding_scale,
+            dtype=dtype,
+            device=device,
+            method=method_for("embedding"),
+        )
         learned = spec.learned_positions
         self.positions = Embedding(learned.num_rows, spec.dim, dtype=dtype, device=device) if learned else None
         ropes = {layer.attention.rope for layer in spec.layers}
@@ -105,10 +124,11 @@ class Decoder(nn.Module):
                 layer,
                 tables[layer.attention.rope],
                 backend_for(attention_spec(layer.attention)),
+                method_for=within(f"layers.{number}", method_for),
                 dtype=dtype,
                 device=device,
             )
-            for layer in spec.layers
+            for number, layer in enumerate(spec.layers)
         )
         self.norm = Norm(spec.norm, (spec.dim,), dtype=dtype, device=device)
         self.head = Linear(
@@ -118,7 +138,8 @@ class Decoder(nn.Module):
             split="column",
             dtype=dtype,
             device=device,
-            shared=self.embedding.weight if spec.tied_embeddings else None,
+            shared=self.embedding if spec.tied_embeddings else None,
+            method=method_for("head"),
         )
         unneeded = {"head.weight"} if spec.tied_embeddings else set()
         self._weights = WeightMap(spec.architecture, self._targets(), spec.renames, unneeded)
@@ -159,6 +180,10 @@ class Decoder(nn.Module):
         """
         self._weights.load(checkpoint_name, tensor)
 
+    def accepts(self, checkpoint_name: str) -> bool:
+        """Whether there is a place for a tensor that the checkpoint calls so."""
+        return self._weights.accepts(checkpoint_name)
+
     def finish_loading(self) -> None:
         """Check that every weight is there (``ConfigError`` names those that aren't) and repack quantized ones."""
         self._weights.check_complete()
@@ -169,7 +194,7 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_dummy(self, seed: int) -> None:
         """Fill all weights at random instead of loading them: the same for the same seed and device."""
-        generator = torch.Generator(device=self.embedding.weight.device).manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
         for parameter in self.parameters():
             parameter.uniform_(-0.04, 0.04, generator=generator)
         for norm in (module for module in self.modules() if isinstance(module, Norm)):

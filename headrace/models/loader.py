@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -31,6 +31,13 @@ class Loadable(Protocol):
     def init_dummy(self, seed: int) -> None: ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A model that takes some tensors in other forms than their plain values, under other names."""
+
+    def accepts(self, checkpoint_name: str) -> bool: ...
+
+
 def load(
     decoder: Loadable,
     files: ModelFiles,
@@ -46,15 +53,16 @@ def load(
     if load_format == "dummy":
         decoder.init_dummy(seed)
     else:
-        _load(decoder, _chunks(files), progress or (lambda done, total: None))
+        _load(decoder, _chunks(files, decoder), progress or (lambda done, total: None))
     decoder.finish_loading()
 
 
-def _chunks(files: ModelFiles) -> list[Chunk]:
+def _chunks(files: ModelFiles, decoder: Loadable) -> list[Chunk]:
     if files.kind == "gguf":
         from headrace.models.gguf.weights import gguf_chunks
 
-        return gguf_chunks(Path(files.path))
+        accepts = decoder.accepts if isinstance(decoder, Choosing) else lambda name: False
+        return gguf_chunks(Path(files.path), accepts)
     return [chunk for path in weight_files(Path(files.path)) for chunk in safetensors_chunks(path)]
 
 

@@ -42,13 +42,29 @@ COMMON = (
 )
 
 
+def renamed(name: str, rules: Iterable[Rename]) -> tuple[str | None, list[Transform]]:
+    """The decoder's name of what the checkpoint calls ``name``, None if it isn't needed, and what to do to its values.
+
+    ``rules`` are a model's own, which come before the common ones.
+    """
+    transforms = []
+    for rule in (*rules, *COMMON):
+        if not (found := re.search(rule.pattern, name)):
+            continue
+        if rule.to is None:
+            return None, []
+        name = name[: found.start()] + found.expand(rule.to) + name[found.end() :]
+        transforms += [rule.transform] if rule.transform else []
+    return name, transforms
+
+
 class WeightMap:
     """Copies tensors to where their names say; safe to use from several threads, each with tensors of its own."""
 
     def __init__(self, architecture: str, targets: Iterable[Target], renames: Iterable[Rename], unneeded: set[str]):
         self.architecture, self.unneeded = architecture, unneeded
         self.targets = {target.name: target for target in targets}
-        self.renames = (*renames, *COMMON)
+        self.renames = tuple(renames)
         self.pieces = {piece for target in self.targets.values() for piece in target.pieces}
         self.loaded: set[str] = set()
 
@@ -57,15 +73,8 @@ class WeightMap:
 
         Raises ``ConfigError`` if the model has no such weight or it has another shape.
         """
-        own, transforms = name, []
-        for rule in self.renames:
-            if not (found := re.search(rule.pattern, own)):
-                continue
-            if rule.to is None:
-                return
-            own = own[: found.start()] + found.expand(rule.to) + own[found.end() :]
-            transforms += [rule.transform] if rule.transform else []
-        if own in self.unneeded:
+        own, transforms = renamed(name, self.renames)
+        if own is None or own in self.unneeded:
             return
         if own not in self.targets:
             raise ConfigError(f"The checkpoint holds {name!r}, which {self.architecture} has no place for.")
@@ -79,6 +88,10 @@ class WeightMap:
             )
         target.view.copy_(tensor)
         self.loaded.update(target.pieces)
+
+    def accepts(self, name: str) -> bool:
+        """Whether the model has such a weight."""
+        return renamed(name, self.renames)[0] in self.targets
 
     def check_complete(self) -> None:
         """Raise ``ConfigError`` naming weights that were never loaded."""

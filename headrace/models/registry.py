@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.errors import ConfigError
@@ -66,8 +67,9 @@ def spec_for(hf_config: "PretrainedConfig", max_model_len: int) -> "Spec":
     name = next((name for name in names if name in _DECLARED), None)
     if name is None:
         raise ConfigError(_unknown(names))
-    if scheme := getattr(hf_config, "quantization_config", None):
-        method = (scheme if isinstance(scheme, dict) else vars(scheme)).get("quant_method", "unknown")
+    scheme = getattr(hf_config, "quantization_config", None) or {}
+    scheme = scheme if isinstance(scheme, dict) else vars(scheme)
+    if scheme and (method := scheme.get("quant_method", "unknown")) != "gguf":
         raise ConfigError(
             f"The checkpoint is quantized ({method}), which isn't supported yet; use an unquantized or a GGUF one."
         )
@@ -85,7 +87,7 @@ def spec_for(hf_config: "PretrainedConfig", max_model_len: int) -> "Spec":
             f"The model has embeddings for {learned.num_rows - learned.offset} positions, fewer than the context of "
             f"{max_model_len} tokens; use --max-model-len {learned.num_rows - learned.offset} or less."
         )
-    return spec
+    return replace(spec, quantized=scheme.get("kinds", {}))
 
 
 def _unknown(names: list[str]) -> str:

@@ -4,7 +4,8 @@ A family turns a checkpoint's config into a ``Spec``; slots are few and independ
 mostly a new combination.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from headrace.layers.slots import AttentionSlot, MlpSlot, MoeSlot, NormSlot, Wiring
 from headrace.models.names import Rename
@@ -51,3 +52,4 @@ class Spec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become softcap * tanh(logits / softcap), after the scale; 0 = off
     renames: tuple[Rename, ...] = ()  # applied before the common ones
+    quantized: Mapping[str, str] = field(default_factory=dict)  # the checkpoint's tensors, if all matrices are: kinds

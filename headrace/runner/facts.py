@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from headrace.config import MODEL_LEN_THAT_FITS, Config
 from headrace.device import GIB, total_memory
 from headrace.errors import ConfigError
+from headrace.models.quantized import PACKED_DTYPE, stays_packed
 from headrace.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ def _dtype(name: str, config: PretrainedConfig, device: torch.device) -> torch.d
     if name != "auto":
         return DTYPES[name]
     if device.type == "cpu":
+        scheme = getattr(config, "quantization_config", None) or {}
+        if isinstance(scheme, dict) and stays_packed(scheme.get("kinds", {}), PACKED_DTYPE, device) is None:
+            return PACKED_DTYPE
         return torch.float32  # the fastest without bf16 instructions, and exact for every checkpoint
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else DTYPES.get(str(config.dtype))
     return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16

@@ -17,6 +17,7 @@ from headrace.device import GIB, to_device
 from headrace.models import loader, source
 from headrace.models.cost import step_cost
 from headrace.models.decoder import Decoder
+from headrace.models.quantized import method_for
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
 from headrace.models.spec import Spec
@@ -254,6 +255,7 @@ def build_decoder(config: Config, spec: Spec, facts: Facts, device: torch.device
         facts.dtype,
         device,
         lambda attention: select_backend(name, attention, device, facts.dtype, facts.block_size),
+        method_for(spec, facts.dtype, device),
     )
 
 

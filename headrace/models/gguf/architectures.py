@@ -5,14 +5,18 @@ checkpoint that it was converted from, so that a family's one declaration serves
 Sources: llama.cpp's conversion scripts (what they rename, permute and add) and its model loaders (what they assume).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from gguf.constants import GGMLQuantizationType
 
 from headrace.errors import ConfigError
 from headrace.models.gguf.facts import Facts, common_fields, rope_parameters
 from headrace.models.gguf.reader import GgufFile
 
+PLAIN = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 MODEL_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -314,8 +318,32 @@ def architecture_of(file: GgufFile) -> Architecture:
     return ARCHITECTURES[facts.name]
 
 
+def checkpoint_name(name: str, architecture: Architecture) -> str:
+    """The checkpoint's name of the tensor that the file calls ``name``; ``{slice}`` in it counts a stack's tensors."""
+    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    layer, stem, kind = found.groups() if found else (None, name, "")
+    if layer is None and stem == "output":
+        return f"{architecture.head}.{kind}"
+    table = (MODEL_NAMES if layer is None else LAYER_NAMES) | dict(architecture.names)
+    if stem not in table:
+        raise ConfigError(f"The GGUF file holds {name!r}, which {architecture.architecture} has no place for.")
+    inside = "" if layer is None else f"{architecture.layers}.{layer}."
+    return f"{architecture.model}.{inside}{table[stem]}.{kind}"
+
+
 def config_fields(file: GgufFile) -> dict[str, Any]:
     """The configuration of the model in ``file``, as config.json would have it."""
     architecture, facts = architecture_of(file), Facts(file)
     own = {"model_type": architecture.model_type, "architectures": [architecture.architecture]}
-    return own | common_fields(facts) | dict(architecture.fields(facts))
+    fields = own | common_fields(facts) | dict(architecture.fields(facts))
+    kinds = quantized_kinds(file, architecture)
+    return fields | ({"quantization_config": {"quant_method": "gguf", "kinds": kinds}} if kinds else {})
+
+
+def quantized_kinds(file: GgufFile, architecture: Architecture) -> dict[str, str]:
+    """How each matrix is quantized, by the checkpoint's names. Empty unless all are, and by their outputs."""
+    matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
+    plain, stacked = any(tensor.kind in PLAIN for tensor in matrices), any(len(t.shape) > 2 for t in matrices)
+    if plain or stacked or any(tensor.name.split(".")[-2] in architecture.transposed for tensor in matrices):
+        return {}
+    return {checkpoint_name(tensor.name, architecture): tensor.kind.name for tensor in matrices}

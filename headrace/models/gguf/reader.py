@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from headrace.errors import ConfigError
@@ -54,6 +55,17 @@ class GgufTensor:
         """Size in the file."""
         block, size = GGML_QUANT_SIZES[self.kind]
         return prod(self.shape) // block * size
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """The bytes, mapped rather than copied; what is written into them stays in memory."""
+        return np.memmap(self.path, np.uint8, "c", self.offset, (self.num_bytes,))
+
+    def split(self, rows: int) -> Iterator["GgufTensor"]:
+        """The tensor in pieces of so many of its first dimension's entries."""
+        step = self.num_bytes // self.shape[0]
+        for start in range(0, self.shape[0], rows):
+            shape = (min(rows, self.shape[0] - start), *self.shape[1:])
+            yield GgufTensor(self.path, self.name, shape, self.kind, self.offset + start * step)
 
     def slices(self) -> Iterator["GgufTensor"]:
         """The tensors stacked in this one, along its first dimension."""

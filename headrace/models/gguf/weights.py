@@ -1,7 +1,7 @@
 """A GGUF file's tensors as the weights of the checkpoint that it was made from. Knows no model but by its table."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from headrace.errors import ConfigError
-from headrace.models.gguf.architectures import LAYER_NAMES, MODEL_NAMES, Architecture, architecture_of
+from headrace.models.gguf.architectures import Architecture, architecture_of, checkpoint_name
+from headrace.models.gguf.blocks import int4_blocks
 from headrace.models.gguf.facts import Facts
 from headrace.models.gguf.reader import GgufFile, GgufTensor
 from headrace.models.stored import Chunk
+from headrace.ops import int8
 
 DEQUANTIZE_AT_ONCE = 2**18  # elements: the temporary arrays stay in the cache, and Python's share of the time small
 PLAIN = {
@@ -26,43 +27,41 @@ PLAIN = {
 UNNEEDED = re.compile(r"^rope_(freqs|factors_long|factors_short)\.weight$|\.attn_rot_embd\.")
 
 
-def gguf_chunks(path: Path) -> list[Chunk]:
-    """All tensors of the file (and its other parts) that are weights, each a chunk of its own."""
+def gguf_chunks(path: Path, accepts: Callable[[str], bool] = lambda name: False) -> list[Chunk]:
+    """All tensors of the file (and its other parts) that are weights, each a chunk of its own.
+
+    A matrix comes expanded, by its name ``….weight``; or, if the model ``accepts`` such names, as the ``….blocks`` of
+    ``ops.int4`` or the ``….codes`` and ``….scales`` of ``ops.int8``.
+    """
     file = GgufFile(path)
     architecture, facts = architecture_of(file), Facts(file)
     heads, kv_heads = facts("attention.head_count"), facts.get("attention.head_count_kv")
     return [
-        _chunk(tensor, architecture, checkpoint_name(tensor.name, architecture), heads, kv_heads or heads)
+        _chunk(tensor, architecture, checkpoint_name(tensor.name, architecture), heads, kv_heads or heads, accepts)
         for tensor in file.tensors.values()
         if not UNNEEDED.search(tensor.name)
     ]
 
 
-def checkpoint_name(name: str, architecture: Architecture) -> str:
-    """The checkpoint's name of the tensor that the file calls ``name``; ``{slice}`` in it counts a stack's tensors."""
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    layer, stem, kind = found.groups() if found else (None, name, "")
-    if layer is None and stem == "output":
-        return f"{architecture.head}.{kind}"
-    table = (MODEL_NAMES if layer is None else LAYER_NAMES) | dict(architecture.names)
-    if stem not in table:
-        raise ConfigError(f"The GGUF file holds {name!r}, which {architecture.architecture} has no place for.")
-    inside = "" if layer is None else f"{architecture.layers}.{layer}."
-    return f"{architecture.model}.{inside}{table[stem]}.{kind}"
-
-
 def values(tensor: GgufTensor) -> torch.Tensor:
     """The values: F32, F16 and BF16 as they are (mapped, not copied), the rest dequantized to float32."""
-    raw = np.memmap(tensor.path, np.uint8, "c", tensor.offset, (tensor.num_bytes,))
     if tensor.kind in PLAIN:
-        return torch.from_numpy(raw).view(PLAIN[tensor.kind]).view(tensor.shape)
+        return torch.from_numpy(tensor.read()).view(PLAIN[tensor.kind]).view(tensor.shape)
     block, size = GGML_QUANT_SIZES[tensor.kind]
-    blocks, step = raw.reshape(-1, size), DEQUANTIZE_AT_ONCE // block
+    blocks, step = tensor.read().reshape(-1, size), DEQUANTIZE_AT_ONCE // block
     result = np.empty((len(blocks), block), np.float32)
     for start in range(0, len(blocks), step):
         some = blocks[start : start + step]
         result[start : start + step] = dequantize(some.reshape(1, -1), tensor.kind).reshape(len(some), block)
     return torch.from_numpy(result).view(tensor.shape)
+
+
+def int8_rows(tensor: GgufTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix quantized anew, with one scale a row; expanded a few rows at a time."""
+    rows = max(DEQUANTIZE_AT_ONCE // tensor.shape[1], 1)
+    parts = [int8.quantize(values(part)) for part in tensor.split(rows)]
+    codes, scales = (torch.cat(some) for some in zip(*parts, strict=True))
+    return codes, scales
 
 
 def pairs_to_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -71,7 +70,14 @@ def pairs_to_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
     return rows.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _chunk(tensor: GgufTensor, architecture: Architecture, name: str, heads: int, kv_heads: int) -> Chunk:
+def _chunk(
+    tensor: GgufTensor,
+    architecture: Architecture,
+    name: str,
+    heads: int,
+    kv_heads: int,
+    accepts: Callable[[str], bool],
+) -> Chunk:
     stem = tensor.name.split(".")[-2]
 
     def restore(value: torch.Tensor) -> torch.Tensor:
@@ -85,7 +91,17 @@ def _chunk(tensor: GgufTensor, architecture: Architecture, name: str, heads: int
             return value.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
         return value
 
+    base = name.removesuffix(".weight")
+
     def read() -> Iterator[tuple[str, torch.Tensor]]:
+        if accepts(f"{base}.blocks"):
+            yield f"{base}.blocks", restore(int4_blocks(tensor))
+            return
+        if accepts(f"{base}.codes"):
+            codes, scales = int8_rows(tensor)
+            yield f"{base}.codes", restore(codes)
+            yield f"{base}.scales", restore(scales)
+            return
         if "{slice}" not in name:
             yield name, restore(values(tensor))
             return
