@@ -154,7 +154,7 @@ ToEngine = Submit | Abort | ResetPrefixCache | Shutdown
 # -- engine -> API process ------------------------------------------------------------------------------------------
 
 
-class TokenDelta(msgspec.Struct, omit_defaults=True):
+class TokenDelta(msgspec.Struct, omit_defaults=True, gc=False):
     """New tokens of one sequence, and its end if ``finish_reason`` is set. Times are time.monotonic() seconds."""
 
     request_id: str

@@ -5,7 +5,6 @@ draws from one pool: a block is ``block_size`` tokens of one group's layers.
 """
 
 import hashlib
-from array import array
 from collections import OrderedDict
 
 from headrace.engine.request import Request
@@ -92,6 +91,7 @@ class KVCache:
     def __init__(self, layout: KVCacheLayout, enable_prefix_caching: bool):
         self.block_size = layout.block_size
         self.windows = [group.window for group in layout.groups]
+        self._has_windows = any(self.windows)
         self.pool = BlockPool(layout.num_blocks)
         self.enable_prefix_caching = enable_prefix_caching
         self.num_queried_tokens = 0
@@ -102,7 +102,7 @@ class KVCache:
 
         At least one token is left to compute, since its logits are needed.
         """
-        if not self.enable_prefix_caching or request.submit.params.prompt_logprobs is not None:
+        if not self.enable_prefix_caching or request.params.prompt_logprobs is not None:
             return [[] for _ in self.windows]
         length = (len(request.token_ids) - 1) // self.block_size
         self._hash_blocks(request, length)
@@ -143,7 +143,8 @@ class KVCache:
             request.blocks[group] = list(blocks)
         revived = sum(self.pool.is_free(block) for blocks in prefix for block in blocks if block)
         start = len(prefix[0]) * self.block_size
-        if revived + self._num_missing(request, start + num_new_tokens) > self.pool.num_free:
+        missing = self._num_missing(request, start + num_new_tokens) * len(self.windows)
+        if revived + missing > self.pool.num_free:
             request.blocks = [[] for _ in self.windows]
             return None
         for blocks in prefix:
@@ -162,20 +163,18 @@ class KVCache:
 
     def extend(self, request: Request, num_new_tokens: int) -> list[NewBlocks] | None:
         """Give ``request`` room for its next tokens; None (and no change) if too few blocks are free."""
-        if any(self.windows):
+        if self._has_windows:
             self._free_outside_windows(request)
-        target = request.num_planned + num_new_tokens
-        if target <= len(request.blocks[0]) * self.block_size:  # all groups have blocks for the same tokens
+        missing = self._num_missing(request, request.num_planned + num_new_tokens)
+        if missing <= 0:
             return []
-        if self._num_missing(request, target) > self.pool.num_free:
+        if missing * len(self.windows) > self.pool.num_free:
             return None
         new = []
-        total = -(-target // self.block_size)
         for group, blocks in enumerate(request.blocks):
-            if total > len(blocks):
-                ids = self.pool.allocate(total - len(blocks))
-                new.append(NewBlocks(group, request.row, len(blocks), ids))
-                blocks.extend(ids)
+            ids = self.pool.allocate(missing)
+            new.append(NewBlocks(group, request.row, len(blocks), ids))
+            blocks.extend(ids)
         return new
 
     def register_full_blocks(self, request: Request) -> None:
@@ -200,8 +199,8 @@ class KVCache:
         request.num_registered = 0
 
     def _num_missing(self, request: Request, num_tokens: int) -> int:
-        total = -(-num_tokens // self.block_size)
-        return sum(max(0, total - len(blocks)) for blocks in request.blocks)
+        """Blocks of each group that ``num_tokens`` need beyond what there is: all groups have them for equal tokens."""
+        return -(-num_tokens // self.block_size) - len(request.blocks[0])
 
     def _free_outside_windows(self, request: Request) -> None:
         for window, blocks in zip(self.windows, request.blocks, strict=True):
@@ -218,13 +217,9 @@ class KVCache:
         size = self.block_size
         if len(request.hashes) >= count:
             return
-        parent = (
-            request.hashes[-1]
-            if request.hashes
-            else hashlib.sha256((request.submit.cache_salt or "").encode()).digest()
-        )
+        parent = request.hashes[-1] if request.hashes else hashlib.sha256((request.cache_salt or "").encode()).digest()
         first = len(request.hashes) * size
-        data = array("i", request.token_ids[first : count * size]).tobytes()
+        data = request.token_ids[first : count * size].tobytes()
         for offset in range(0, len(data), 4 * size):
             parent = hashlib.sha256(parent + data[offset : offset + 4 * size]).digest()
             request.hashes.append(parent)

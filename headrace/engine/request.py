@@ -1,6 +1,8 @@
 """The life cycle of one sequence inside the engine. Owns its states; does not know blocks, rows or other requests."""
 
 import enum
+from array import array
+from operator import attrgetter
 
 from headrace.types import FinishReason, PositionLogprobs, Submit
 
@@ -18,92 +20,85 @@ _LEGAL = {
 }
 
 
+by_key = attrgetter("key")  # sorts requests, first to be served first
+
+
 class Request:
     """One sequence: its known tokens, how far they are planned, and what it holds.
 
-    Steps overlap, so a sampled token may exist on the device before the host knows it: ``num_in_flight`` counts those.
-    ``num_planned`` counts the tokens whose computation has been handed to the runner.
+    Steps overlap, so a sampled token may exist on the device before the host knows it: ``num_tokens`` has those, too.
+    ``num_planned`` counts the tokens whose computation has been handed to the runner. While a request decodes, both
+    follow from the step's number, and are written down only when somebody asks (see ``DecodeRows``).
     """
 
     __slots__ = (
-        "_state",
+        "bad_word_ids",
         "blocks",
+        "cache_salt",
+        "due",
         "eos_token_ids",
         "hashes",
         "key",
+        "lead",
         "max_total_tokens",
         "num_cached_tokens",
-        "num_in_flight",
         "num_planned",
         "num_preemptions",
         "num_prompt_tokens",
         "num_registered",
+        "num_tokens",
+        "params",
         "prompt_logprobs",
+        "request_id",
         "row",
         "scheduled_time",
         "seed",
         "started",
+        "state",
         "stop_token_ids",
-        "submit",
         "token_ids",
     )
 
     def __init__(self, submit: Submit, key: tuple[int, int], seed: int, max_model_len: int, num_groups: int):
         params = submit.params
-        self.submit = submit
+        self.request_id = submit.request_id
+        self.params = params
+        self.cache_salt = submit.cache_salt
+        self.bad_word_ids = submit.bad_word_ids
         self.key = key  # order of service: (priority, arrival number)
         self.seed = seed
-        self.token_ids = list(submit.prompt_token_ids)
-        self.num_prompt_tokens = len(self.token_ids)
+        self.token_ids = array("i", submit.prompt_token_ids)  # int32, as on the device: a waiting prompt stays small
+        self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         limit = max_model_len if params.max_tokens is None else self.num_prompt_tokens + params.max_tokens
         self.max_total_tokens = min(limit, max_model_len)
         self.eos_token_ids = frozenset(() if params.ignore_eos else submit.eos_token_ids)
         self.stop_token_ids = frozenset(params.stop_token_ids)
         self.num_planned = 0
-        self.num_in_flight = 0
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache at first admission
         self.num_preemptions = 0
         self.scheduled_time: float | None = None
         self.started = False  # its first delta has been sent
         self.row = -1
+        self.lead = self.due = 0  # while it decodes: see DecodeRows
         self.blocks: list[list[int]] = [[] for _ in range(num_groups)]  # block ids a KV group; 0 = freed or never held
         self.hashes: list[bytes] = []  # of its full blocks, as far as computed
         self.num_registered = 0  # leading full blocks already offered to the prefix cache
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        self._state = State.WAITING
-
-    @property
-    def request_id(self) -> str:
-        return self.submit.request_id
-
-    @property
-    def state(self) -> State:
-        return self._state
+        self.state = State.WAITING
 
     def enter(self, state: State) -> None:
         """Move to ``state``; an illegal transition is a bug and raises."""
-        if state not in _LEGAL[self._state]:
-            raise RuntimeError(f"request {self.request_id} can't go from {self._state.value} to {state.value}")
-        self._state = state
-
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and output tokens, those still unknown to the host included."""
-        return len(self.token_ids) + self.num_in_flight
-
-    @property
-    def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        if state not in _LEGAL[self.state]:
+            raise RuntimeError(f"request {self.request_id} can't go from {self.state.value} to {state.value}")
+        self.state = state
 
     def append(self, token_id: int) -> tuple[FinishReason | None, int | None]:
         """Take a sampled token; returns why the request ends with it, if it does, and the stop id if it was one."""
-        self.num_in_flight -= 1
         self.token_ids.append(token_id)
-        if self.num_output_tokens >= self.submit.params.min_tokens:
-            if token_id in self.eos_token_ids:
-                return FinishReason.STOP, None
-            if token_id in self.stop_token_ids:
-                return FinishReason.STOP, token_id
-        if len(self.token_ids) >= self.max_total_tokens:
+        num_tokens = len(self.token_ids)
+        ends = token_id in self.eos_token_ids or token_id in self.stop_token_ids
+        if ends and num_tokens - self.num_prompt_tokens >= self.params.min_tokens:
+            return FinishReason.STOP, None if token_id in self.eos_token_ids else token_id
+        if num_tokens >= self.max_total_tokens:
             return FinishReason.LENGTH, None
         return None, None

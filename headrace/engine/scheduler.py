@@ -8,15 +8,16 @@ requests, rows and the KV bookkeeping; does not know tensors or text.
 import time
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from headrace.engine.decode_rows import Columns, DecodeRows
 from headrace.engine.kv_cache import KVCache
-from headrace.engine.request import Request, State
+from headrace.engine.request import Request, State, by_key
 from headrace.types import (
     KVCacheLayout,
     NewBlocks,
     NewRow,
     Plan,
-    PositionLogprobs,
     Sampled,
     Stats,
     Submit,
@@ -36,17 +37,37 @@ class Limits:
     by_priority: bool = False
 
 
+class Part(NamedTuple):
+    """What a request that does not merely decode does in a step: computes ``length`` tokens from ``start`` on."""
+
+    request: Request
+    start: int
+    length: int
+    sampled: bool  # they are its last known ones, so another is sampled
+
+
 @dataclass
 class Step:
     """A plan handed to the runner, and the requests its results belong to."""
 
     plan: Plan
+    decodes: Columns = field(default_factory=Columns)
+    parts: dict[int, Part] = field(default_factory=dict)  # by row
     sampled: list[Request] = field(default_factory=list)  # parallel to plan.sampled
-    by_row: dict[int, tuple[Request, int]] = field(default_factory=dict)  # and the position its part starts at
 
+    def __contains__(self, request: Request) -> bool:
+        return request.row in self.parts or request.row in self.decodes.rows
 
-def _key(request: Request) -> tuple[int, int]:
-    return request.key
+    def fill(self) -> None:
+        """Write the plan's rows; those with one token lead, as attention expects."""
+        plan, decodes = self.plan, self.decodes
+        parts = sorted(self.parts.items(), key=lambda item: item[1].length > 1)
+        first = len(decodes.rows)
+        plan.rows = decodes.rows + [row for row, _ in parts]
+        plan.starts = [lead + plan.step for lead in decodes.leads] + [part.start for _, part in parts]
+        plan.counts = decodes.counts + [part.length for _, part in parts]
+        plan.sampled = decodes.places + [place for place, (_, part) in enumerate(parts, first) if part.sampled]
+        self.sampled = decodes.requests + [part.request for _, part in parts if part.sampled]
 
 
 class Scheduler:
@@ -56,8 +77,10 @@ class Scheduler:
         self.limits = limits
         self.kv = KVCache(layout, enable_prefix_caching)
         self.requests: dict[str, Request] = {}
-        self.waiting: list[Request] = []  # both lists are sorted by key, first to be served first
+        self.waiting: list[Request] = []  # these lists are sorted by key, first to be served first
         self.running: list[Request] = []
+        self._behind: list[Request] = []  # of the running: who has more than its last token to compute
+        self._decoding = DecodeRows()  # of the running: who computes its last token in every step
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._freed_rows: list[int] = []  # since the last plan
         self._num_arrivals = 0
@@ -77,7 +100,7 @@ class Scheduler:
         self._num_arrivals += 1
         request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows))
         self.requests[submit.request_id] = request
-        insort(self.waiting, request, key=_key)
+        insort(self.waiting, request, key=by_key)
 
     def abort(self, request_id: str) -> None:
         """End a request at any moment; unknown or finished ids are ignored, since an end and an abort may cross."""
@@ -89,38 +112,47 @@ class Scheduler:
     def plan(self) -> Step | None:
         """The next step, or None if no request can advance."""
         step = Step(Plan(self._num_steps, [], [], [], []))
-        budget = self.limits.max_num_batched_tokens
         num_running = len(self.running)
+        for request in self._decoding.due(self._num_steps):
+            self._go_on(step, request)
+        step.decodes = self._decoding.columns()
+        budget = self.limits.max_num_batched_tokens - len(step.decodes.rows)
         limit = self.limits.long_prefill_token_threshold or budget
-        ready = [(request, pending) for request in self.running if (pending := self._num_pending(request))]
-        ready.sort(key=lambda item: item[1] > 1)  # decodes first: a long prompt never starves them
-        for request, pending in ready:
+        for request in sorted(self._behind, key=_has_many):  # a long prompt never starves decodes
             if not budget or request.state is not State.RUNNING:  # preempted for one before it
                 continue
-            count = min(pending, budget, limit)
+            count = min(request.num_tokens - request.num_planned, budget, limit)
             if (blocks := self._make_room(step, request, count)) is not None:
                 self._advance(step, request, count, blocks)
                 budget -= count
         if len(self.running) == num_running:  # after a preemption, new requests would only be preempted in turn
             self._admit(step, budget)
+        step.fill()
         if not step.plan.rows:
             return None
         step.plan.freed_rows, self._freed_rows = self._freed_rows, []
         self._num_steps += 1
         self._stats.num_steps += 1
-        _put_decodes_first(step.plan)
         return step
 
-    def _num_pending(self, request: Request) -> int:
-        """Tokens ``request`` could compute now; 0 if all are planned, or if its last token is in flight."""
-        num_tokens = request.num_tokens
-        return 0 if num_tokens >= request.max_total_tokens else num_tokens - request.num_planned
+    def _go_on(self, step: Step, request: Request) -> None:
+        """Let a decoding request have its next block, or stop where its last token is under way."""
+        if request.num_tokens == request.max_total_tokens:
+            self._decoding.leave(request, step.plan.step)
+        elif (blocks := self._make_room(step, request, 1)) is not None:
+            step.plan.new_blocks.extend(blocks)
+            self.kv.register_full_blocks(request)
+            self._decoding.call_at(request, self._next_change(request))
+
+    def _next_change(self, request: Request) -> int:
+        """The first position for which a decoding request has no block, or which it must not compute."""
+        return min(len(request.blocks[0]) * self.kv.block_size, request.max_total_tokens - 1)
 
     def _make_room(self, step: Step, request: Request, count: int) -> list[NewBlocks] | None:
         """Blocks for ``count`` more tokens, preempting the last in order for them; None if ``request`` must wait."""
         while (blocks := self.kv.extend(request, count)) is None:
             victim = self.running[-1]
-            if victim.row in step.by_row:
+            if victim in step:
                 return None  # it runs in this step already: its blocks are free again soon enough
             self._preempt(victim)
             if victim is request:
@@ -130,7 +162,7 @@ class Scheduler:
     def _admit(self, step: Step, budget: int) -> None:
         while self.waiting and budget and self._free_rows:
             request = self.waiting[0]
-            if request.num_in_flight:
+            if request.num_tokens > len(request.token_ids):
                 return  # preempted with a token under way: its value is needed to start again
             prefix = self.kv.find_prefix(request)
             remaining = len(request.token_ids) - len(prefix[0]) * self.kv.block_size
@@ -149,70 +181,72 @@ class Scheduler:
 
     def _start(self, step: Step, request: Request) -> None:
         request.enter(State.RUNNING)
-        insort(self.running, request, key=_key)
+        insort(self.running, request, key=by_key)
+        insort(self._behind, request, key=by_key)
         if request.scheduled_time is None:
             request.scheduled_time = time.monotonic()
-        submit = request.submit
         step.plan.new_rows.append(
             NewRow(
                 row=request.row,
                 request_id=request.request_id,
-                token_ids=list(request.token_ids),
+                token_ids=request.token_ids.tolist(),
                 num_prompt_tokens=request.num_prompt_tokens,
-                params=submit.params,
+                params=request.params,
                 seed=request.seed,
                 stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
-                bad_word_ids=submit.bad_word_ids,
+                bad_word_ids=request.bad_word_ids,
             )
         )
 
     def _advance(self, step: Step, request: Request, count: int, blocks: list[NewBlocks]) -> None:
-        plan = step.plan
-        if request.num_planned < request.num_prompt_tokens:
-            self._stats.prompt_tokens += min(count, request.num_prompt_tokens - request.num_planned)
-        step.by_row[request.row] = (request, request.num_planned)
-        plan.new_blocks.extend(blocks)
-        plan.starts.append(request.num_planned)
+        start, step.plan.new_blocks = request.num_planned, step.plan.new_blocks + blocks
+        self._stats.prompt_tokens += max(0, min(count, request.num_prompt_tokens - start))
         request.num_planned += count
-        if request.num_planned == request.num_tokens:
-            request.num_in_flight += 1
-            plan.sampled.append(len(plan.rows))
-            step.sampled.append(request)
-        plan.rows.append(request.row)
-        plan.counts.append(count)
+        reached = request.num_planned == request.num_tokens
+        step.parts[request.row] = Part(request, start, count, reached)
         self.kv.register_full_blocks(request)
+        if not reached:
+            return
+        request.num_tokens += 1
+        ended = request.num_tokens == request.max_total_tokens
+        if ended or len(self._decoding) < self.limits.max_num_batched_tokens:
+            _remove(self._behind, request)
+            if not ended:
+                self._decoding.join(request, step.plan.step + 1, self._next_change(request))
 
     # -- results ----------------------------------------------------------------------------------------------------
 
     def commit(self, step: Step, sampled: Sampled) -> list[TokenDelta]:
         """Apply a step's sampled tokens; returns what each request gained. Steps commit in the order of their plans."""
         for row, positions in sampled.prompt_logprobs.items():
-            request, start = step.by_row[row]
-            known = request.prompt_logprobs
+            part = step.parts[row]
+            known = part.request.prompt_logprobs
             if known is not None:  # a preempted prompt is computed again: keep only what is new
-                known.extend(positions[max(0, len(known) - start - 1) :])
+                known.extend(positions[max(0, len(known) - part.start - 1) :])
         logprobs = sampled.logprobs or [None] * len(step.sampled)
-        deltas = []
+        deltas, finished = [], State.FINISHED
         for request, token_id, position in zip(step.sampled, sampled.token_ids, logprobs, strict=True):
-            if request.state is State.FINISHED:
+            if request.state is finished:
                 continue  # aborted, or it ended while this step was under way
-            deltas.append(self._take(request, token_id, position))
+            delta = TokenDelta(request.request_id, [token_id])
+            deltas.append(delta)
+            reason, stop = request.append(token_id)
+            if position is not None:
+                delta.logprobs = [position]
+            if not request.started:
+                self._introduce(request, delta)
+            if reason is not None:
+                delta.finish_reason, delta.stop_reason = reason, stop
+                delta.num_preemptions = request.num_preemptions
+                self._finish(request)
         self._stats.generation_tokens += len(deltas)
         return deltas
 
-    def _take(self, request: Request, token_id: int, logprobs: PositionLogprobs | None) -> TokenDelta:
-        reason, stop = request.append(token_id)
-        delta = TokenDelta(request.request_id, [token_id], finish_reason=reason, stop_reason=stop)
-        delta.logprobs = None if logprobs is None else [logprobs]
-        if not request.started:
-            request.started = True
-            delta.prompt_logprobs = request.prompt_logprobs
-            delta.num_cached_tokens = request.num_cached_tokens
-            delta.scheduled_time = request.scheduled_time
-        if reason is not None:
-            delta.num_preemptions = request.num_preemptions
-            self._finish(request)
-        return delta
+    def _introduce(self, request: Request, delta: TokenDelta) -> None:
+        request.started = True
+        delta.prompt_logprobs = request.prompt_logprobs
+        delta.num_cached_tokens = request.num_cached_tokens
+        delta.scheduled_time = request.scheduled_time
 
     def stats(self) -> Stats:
         """Gauges now, and counters since the last call."""
@@ -233,6 +267,11 @@ class Scheduler:
             raise RuntimeError(f"rows in use {rows} and free rows {self._free_rows} don't make up all rows")
         if len(self.requests) != len(self.waiting) + len(self.running):
             raise RuntimeError("a request is neither waiting nor running")
+        if any(request in self._decoding for request in self._behind):
+            raise RuntimeError("a request decodes and is behind at once")
+        for request in self._decoding:
+            if not self._num_steps <= request.due == self._next_change(request) - request.lead:
+                raise RuntimeError(f"request {request.request_id} is not called up in time")
 
     # -- ends and preemption ----------------------------------------------------------------------------------------
 
@@ -243,19 +282,22 @@ class Scheduler:
         request.num_planned = 0
         request.num_preemptions += 1
         self._stats.num_preemptions += 1
-        insort(self.waiting, request, key=_key)
+        insort(self.waiting, request, key=by_key)
 
     def _finish(self, request: Request) -> None:
         if request.state is State.RUNNING:
             self._release(request)
         else:
-            del self.waiting[bisect_left(self.waiting, request.key, key=_key)]
+            _remove(self.waiting, request)
         request.enter(State.FINISHED)
         del self.requests[request.request_id]
 
     def _release(self, request: Request) -> None:
         # Steps still under way may touch the row and the blocks, but whoever gets them next runs after those steps.
-        del self.running[bisect_left(self.running, request.key, key=_key)]
+        _remove(self.running, request)
+        _remove(self._behind, request)
+        if request in self._decoding:
+            self._decoding.leave(request, self._num_steps)
         self.kv.register_full_blocks(request)
         self.kv.free(request)
         self._free_rows.append(request.row)
@@ -263,14 +305,12 @@ class Scheduler:
         request.row = -1
 
 
-def _put_decodes_first(plan: Plan) -> None:
-    """Reorder rows so that those with one token lead, as attention expects; mostly they do already."""
-    multiple = [count > 1 for count in plan.counts]
-    if multiple == sorted(multiple):
-        return
-    order = sorted(range(len(plan.rows)), key=multiple.__getitem__)
-    place = {old: new for new, old in enumerate(order)}
-    plan.rows = [plan.rows[i] for i in order]
-    plan.starts = [plan.starts[i] for i in order]
-    plan.counts = [plan.counts[i] for i in order]
-    plan.sampled = [place[i] for i in plan.sampled]
+def _has_many(request: Request) -> bool:
+    return request.num_tokens - request.num_planned > 1
+
+
+def _remove(requests: list[Request], request: Request) -> None:
+    """Take ``request`` out of a sorted list, if it is in there."""
+    place = bisect_left(requests, request.key, key=by_key)
+    if requests[place : place + 1] == [request]:
+        del requests[place]

@@ -82,7 +82,6 @@ def test_outputs_are_prefixes_as_well() -> None:
     first = new_request(cache, list(range(6)))
     start(cache, first)
     for token_id in (50, 51, 52):
-        first.num_in_flight += 1
         first.append(token_id)
         assert cache.extend(first, 1) is not None
         first.num_planned += 1
@@ -95,7 +94,6 @@ def test_tokens_in_flight_name_no_block() -> None:
     cache = new_cache()
     first = new_request(cache, list(range(3)))
     start(cache, first)
-    first.num_in_flight += 1
     cache.extend(first, 1)
     first.num_planned += 1
     cache.register_full_blocks(first)

@@ -304,6 +304,19 @@ def test_decodes_go_on_beside_a_long_prompt_in_chunks() -> None:
     assert all(plan.counts[0] == 1 and plan.sampled[0] == 0 for plan in chunks)
 
 
+def test_a_decoding_request_is_looked_at_only_where_a_block_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, runner = build(Case(spare_blocks=50, max_num_seqs=3, steps_in_flight=2))
+    scheduler, asked = engine.scheduler, []
+    extend = scheduler.kv.extend
+    monkeypatch.setattr(scheduler.kv, "extend", lambda request, count: asked.append(request) or extend(request, count))
+    for name, length in (("a", 3), ("b", 5), ("c", 4)):
+        engine.submit(submit(name, [1] * length, 20))
+    run(engine)
+    decodes = [list(zip(plan.rows, plan.starts, plan.counts, strict=True)) for plan in runner.plans[1:]]
+    assert decodes == [[(0, 3 + n, 1), (1, 5 + n, 1), (2, 4 + n, 1)] for n in range(19)]
+    assert len(asked) == 6 + 5 + 6  # once as each begins, and at every block of four tokens after its prompt's
+
+
 def test_a_long_prompt_may_take_no_more_than_the_threshold() -> None:
     engine, runner = build(Case(budget=48, threshold=10))
     engine.submit(submit("a", [2] * 35, 1))
