@@ -20,14 +20,15 @@ import time
 import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvloop
 
 from headrace.types import EngineInfo, KVCacheLayout, KVGroup, LedgerEntry, Plan, Sampled, StepCost
 
-MODEL_LEN, MAX_SEQS, BLOCK, NUM_BLOCKS = 8192, 1024, 16, 65_536
+MODEL_LEN, BLOCK, NUM_BLOCKS = 8192, 16, 65_536
 TOKEN_IDS = random.Random(0).choices(range(300, 20_000), k=4096)  # words, and parts of words, of the default model
 
 
@@ -49,15 +50,18 @@ class PacedRunner:
 
         return wait
 
+    def prepare(self) -> bool:
+        return False
 
-def run_engine(rate: float) -> None:
+
+def run_engine(rate: float, max_num_seqs: int) -> None:
     """The engine process as it is, but for the model."""
     from headrace.engine.core import Engine
     from headrace.engine.scheduler import Limits, Scheduler
 
     def build_engine(*_: Any) -> Engine:
         scheduler = Scheduler(
-            Limits(MODEL_LEN, MAX_SEQS, MODEL_LEN), KVCacheLayout(BLOCK, NUM_BLOCKS, [KVGroup([0], None)], 1), True
+            Limits(MODEL_LEN, max_num_seqs, MODEL_LEN), KVCacheLayout(BLOCK, NUM_BLOCKS, [KVGroup([0], None)], 1), True
         )
         info = EngineInfo(
             *("None", "none", "none", 49_152, MODEL_LEN, [2], BLOCK, NUM_BLOCKS, NUM_BLOCKS * BLOCK, 128.0, {}),
@@ -72,12 +76,12 @@ def run_engine(rate: float) -> None:
     process.main()
 
 
-def run_server(port: int, rate: float) -> None:
+def run_server(port: int, *engine: str) -> None:
     from headrace.config import Config
     from headrace.engine import client
     from headrace.server import launch
 
-    client.PROGRAM = (os.path.abspath(__file__), "--role", "engine", "--rates", str(rate))
+    client.PROGRAM = (os.path.abspath(__file__), "--role", "engine", *engine)
     sys.exit(launch.run_server(Config.from_kwargs(host="127.0.0.1", port=port)))
 
 
@@ -106,11 +110,15 @@ def events(received: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def http_request(body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
 async def measure(port: int, streams: int, tokens: int) -> dict[str, float]:
     body = {"prompt": [1000] * 8, "max_tokens": tokens, "ignore_eos": True, "stream": True}
-    content = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    request = http_request(body | {"stream_options": {"include_usage": True}})
     loop = asyncio.get_running_loop()
     cpu, own, started = cpu_seconds(port), time.process_time(), time.perf_counter()
     opened = [await loop.create_connection(lambda: Stream(request), "127.0.0.1", port) for _ in range(streams)]
@@ -133,15 +141,22 @@ async def measure(port: int, streams: int, tokens: int) -> dict[str, float]:
 
 
 def cpu_seconds(port: int) -> float:
-    """CPU time the API process has taken so far, by its own account."""
+    return metric(port, "process_cpu_seconds_total")
+
+
+def metric(port: int, name: str) -> float:
+    """What the API process says about itself."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        return float(re.search(r"^process_cpu_seconds_total (\S+)", answer.read().decode(), re.M)[1])  # type: ignore[index]
+        return float(re.search(rf"^{name}(?:{{.*}})? (\S+)", answer.read().decode(), re.M)[1])  # type: ignore[index]
 
 
-def one_rate(rate: float, arguments: argparse.Namespace) -> dict[str, float]:
+@contextmanager
+def serving(rate: float, max_num_seqs: int) -> Iterator[int]:
+    """The port of a server whose engine runs that many requests at once."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, __file__, "--role", "server", "--port", str(port), "--rates", str(rate)]
+    command = [sys.executable, os.path.abspath(__file__), "--role", "server", "--port", str(port)]
+    command += ["--rates", str(rate), "--streams", str(max_num_seqs)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             while True:
@@ -151,8 +166,7 @@ def one_rate(rate: float, arguments: argparse.Namespace) -> dict[str, float]:
                 except urllib.error.URLError:
                     assert server.poll() is None, "the server ended"
                     time.sleep(0.1)
-            uvloop.run(measure(port, 8, 20))  # warm-up
-            return {"offered": rate, **uvloop.run(measure(port, arguments.streams, arguments.tokens))}
+            yield port
         finally:
             server.send_signal(signal.SIGTERM)
 
@@ -167,13 +181,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role == "engine":
-        return run_engine(arguments.rates[0])
+        return run_engine(arguments.rates[0], arguments.streams)
     if arguments.role == "server":
-        return run_server(arguments.port, arguments.rates[0])
+        return run_server(arguments.port, "--rates", str(arguments.rates[0]), "--streams", str(arguments.streams))
     print("offered tok/s | received tok/s | tokens a chunk | API CPU, µs a token | API, cores | client, cores")
     rows = []
     for rate in arguments.rates:
-        rows.append(row := one_rate(rate, arguments))
+        with serving(rate, arguments.streams) as port:
+            uvloop.run(measure(port, 8, 20))  # warm-up
+            rows.append(row := {"offered": rate, **uvloop.run(measure(port, arguments.streams, arguments.tokens))})
         print("{:13.0f} | {:14.0f} | {:14.2f} | {:19.1f} | {:10.2f} | {:13.2f}".format(*row.values()), flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:

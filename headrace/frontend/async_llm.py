@@ -33,6 +33,27 @@ from headrace.types import (
 TOKENIZER_THREADS = 4
 
 
+class Bell:
+    """An asyncio.Event for one who waits: a tenth of its memory, half of its time."""
+
+    __slots__ = ("_rung", "_waiter")
+
+    def __init__(self) -> None:
+        self._rung, self._waiter = False, None  # type: tuple[bool, asyncio.Future[None] | None]
+
+    def ring(self) -> None:
+        self._rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def heard(self) -> None:
+        """Wait until it has rung since the last time."""
+        if not self._rung:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._rung = False
+
+
 class AsyncLLM:
     """A served model. Make one with ``await AsyncLLM.start(config)``; end it with ``await shutdown()``."""
 
@@ -41,7 +62,7 @@ class AsyncLLM:
         self.info: EngineInfo = door.info
         self._engine, self._door = engine, door
         self._tracker = Tracker()
-        self._news: dict[str, asyncio.Event] = {}  # by request id: set when there is something to give
+        self._news: dict[str, Bell] = {}  # by request id: rings when there is something to give
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._stats = Stats()
         self._draining = False
@@ -133,15 +154,12 @@ class AsyncLLM:
         if request_id in self._tracker.tracks:
             raise RequestError(f"The request id {request_id} is in use.", "request_id")
         track = Track(request_id, self._door.text_of(prompt), token_ids, sampling_params, self._door.tokenizer)
-        submits = track.submits(self.info.eos_token_ids, priority, cache_salt)
         self._tracker.add(track)
-        news = self._news[request_id] = asyncio.Event()
+        news = self._news[request_id] = Bell()
         try:
-            for submit in submits:
-                await self._engine.send(submit)
+            await self._submit(track, priority, cache_salt)
             while True:
-                await news.wait()
-                news.clear()
+                await news.heard()
                 if self._death is not None and not track.finished:
                     raise self._end_error()
                 output = track.output(self.config.frontend.stream_interval)
@@ -154,6 +172,10 @@ class AsyncLLM:
             if self._tracker.tracks.get(request_id) is track:
                 await self._abort_now(request_id)
 
+    async def _submit(self, track: Track, priority: int, cache_salt: str | None) -> None:
+        for submit in track.submits(self.info.eos_token_ids, priority, cache_salt):
+            await self._engine.send(submit)
+
     async def abort(self, request_ids: list[str] | str) -> None:
         """End requests; their generators give what there is, with finish reason abort."""
         for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
@@ -164,8 +186,8 @@ class AsyncLLM:
 
     async def _abort_now(self, request_id: str) -> None:
         engine_ids = self._tracker.abort(request_id)
-        if event := self._news.get(request_id):
-            event.set()
+        if news := self._news.get(request_id):
+            news.ring()
         if engine_ids and self._death is None:
             await self._engine.send(Abort(engine_ids))
 
@@ -216,8 +238,8 @@ class AsyncLLM:
     async def _take(self, outputs: Outputs) -> None:
         changed, stopped = self._tracker.take(outputs.deltas, time.monotonic())
         for request_id in changed:
-            if event := self._news.get(request_id):
-                event.set()
+            if news := self._news.get(request_id):
+                news.ring()
         if outputs.stats is not None:
             self._stats = outputs.stats
             for observer in self.observers:
@@ -228,8 +250,8 @@ class AsyncLLM:
     def _die(self, reason: str) -> None:
         self._death = reason
         self._dead.set()
-        for event in self._news.values():
-            event.set()
+        for news in self._news.values():
+            news.ring()
 
     def _end_error(self) -> HeadraceError:
         if self._draining:

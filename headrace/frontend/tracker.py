@@ -23,7 +23,7 @@ from headrace.types import (
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class Sequence:
     """One of a request's ``n`` sequences."""
 
