@@ -12,10 +12,12 @@ from typing import Any
 from headrace.errors import HeadraceError
 
 ONE_START = """
-import json, sys
+import json, os, sys
+answer = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # whatever else is printed is no answer
 from headrace import LLM
 llm = LLM(**json.loads(sys.argv[1]))
-print(json.dumps([[entry.stage, entry.seconds] for entry in llm.info.ledger]))
+print(json.dumps([[entry.stage, entry.seconds] for entry in llm.info.ledger]), file=answer, flush=True)
 """
 
 
@@ -41,17 +43,22 @@ def startup(options: dict[str, Any], cold: int, warmup: int, warm: int) -> dict[
 def one_start(options: dict[str, Any], kernel_cache: str) -> tuple[float, dict[str, float]]:
     """Seconds from a process's start until its engine is ready, and the engine's own ledger."""
     started = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-c", ONE_START, json.dumps(options)],
-        env={**os.environ, "TRITON_CACHE_DIR": kernel_cache},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as said,  # a file never fills up, as a pipe would that nobody reads
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_START, json.dumps(options)],
+            env={**os.environ, "TRITON_CACHE_DIR": kernel_cache},
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         elapsed = time.perf_counter() - started
-        _, errors = process.communicate()
+        process.wait()
+        said.seek(0)
+        errors = said.read().strip().splitlines()
     if not line:
-        raise HeadraceError(f"The engine did not start: {errors.strip().splitlines()[-1] if errors.strip() else '?'}")
+        raise HeadraceError(f"The engine did not start: {errors[-1] if errors else '?'}")
     return elapsed, dict(json.loads(line))

@@ -30,7 +30,10 @@ PREFIX = "option:"  # of the attributes that hold configuration options among a 
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse, but flags may have underscores, JSON options dotted keys, and an error is a ConfigError."""
+    """argparse, but flags may have underscores, JSON options dotted keys, and an error is a ConfigError.
+
+    The beginning of a flag stands for it, as with argparse, from the second of its words on.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HelpFormatter, **settings)
@@ -44,6 +47,12 @@ class FlagParser(argparse.ArgumentParser):
                 self.error(f"unexpected argument {flag!r}")
             self.error(f"there is no flag {flag}{nearest(flag, self._option_string_actions)}")
         return parsed
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """What a flag's beginning may stand for: nothing within its first word, where --prot is a slip for --port."""
+        name = option_string.partition("=")[0]
+        whole_words = not name.startswith("--") or "-" in name[2:]
+        return super()._get_option_tuples(option_string) if whole_words else []
 
     def error(self, message: str) -> NoReturn:
         sentence = message.removeprefix("argument ")

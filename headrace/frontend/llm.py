@@ -3,7 +3,7 @@
 import gc
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -86,6 +86,8 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``."""
+        if not isinstance(messages, list | tuple):
+            raise RequestError(f"A conversation is a list of messages, got {messages!r}.", "messages")
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         options = self.config.frontend
         texts = [
@@ -203,6 +205,8 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many, told apart: a list of integers is one prompt of token ids."""
     if isinstance(prompts, str | dict):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"A prompt is a text or a list of token ids, got {prompts!r}.", "prompt")
     if prompts and all(isinstance(item, int) for item in prompts):
         return [list(prompts)]  # type: ignore[arg-type]
     return list(prompts)  # type: ignore[arg-type]

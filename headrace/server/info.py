@@ -21,6 +21,7 @@ router = new_router()
 
 
 @router.get("/health", tags=["server"])
+@router.head("/health", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 while the engine works; 503 with the reason if it is dead, hangs or drains. Queues nothing."""
     context = context_of(request)
@@ -29,6 +30,7 @@ async def health(request: Request) -> Response:
 
 
 @router.get("/ping", tags=["server"], operation_id="ping")
+@router.head("/ping", include_in_schema=False)
 @router.post("/ping", tags=["server"], operation_id="post_ping")
 async def ping(request: Request) -> Response:
     """The same as /health."""
@@ -36,6 +38,7 @@ async def ping(request: Request) -> Response:
 
 
 @router.get("/version", tags=["server"])
+@router.head("/version", include_in_schema=False)
 async def version() -> Response:
     return json_response({"version": headrace.__version__})
 

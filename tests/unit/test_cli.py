@@ -69,6 +69,8 @@ def test_flags(words: list[str], expected: dict[str, Any]) -> None:
     ("words", "sentence"),
     [
         (["serve", "--porrt", "1"], "there is no flag --porrt; did you mean --port?" + SERVE_HELP),
+        (["serve", "--prot", "3"], "there is no flag --prot; did you mean --port?" + SERVE_HELP),
+        (["serve", "--prot=a-b"], "there is no flag --prot; did you mean --port?" + SERVE_HELP),
         (["serve", "--port"], "--port: expected one argument." + SERVE_HELP),
         (["serve", "--port", "x"], "--port must be a whole number between 0 and 65535, got 'x'."),
         (["serve", "a", "b"], "unexpected argument 'b'." + SERVE_HELP),

@@ -1,0 +1,16 @@
+"""What the synchronous handle refuses before it asks its engine anything."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from headrace import LLM
+from headrace.errors import RequestError
+
+
+@pytest.mark.parametrize("method", [LLM.generate, LLM.chat])
+@pytest.mark.parametrize("given", [5, 2.5, None])
+def test_what_is_no_prompt_is_named(method: Callable[..., Any], given: Any) -> None:
+    with pytest.raises(RequestError, match=f"is a .*list of .*, got {given}"):
+        method(LLM.__new__(LLM), given)
