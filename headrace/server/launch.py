@@ -27,6 +27,7 @@ from headrace.frontend.async_llm import AsyncLLM
 from headrace.frontend.progress import StartupProgress
 from headrace.server.announce import announce_ready, announce_start
 from headrace.server.app import build_app
+from headrace.server.connection import Connection
 from headrace.server.context import Context
 from headrace.server.metrics import Metrics
 from headrace.server.stats_log import StatsLog
@@ -186,6 +187,7 @@ class HttpServer(uvicorn.Server):
 def uvicorn_config(server: ServerOptions, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         access_log=not server.disable_uvicorn_access_log,
         lifespan="off",

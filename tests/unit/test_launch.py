@@ -129,6 +129,20 @@ def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
         assert running.exit_code() == 0
 
 
+def test_a_head_without_an_end_ends_the_connection() -> None:
+    with server() as running:
+        url = running.url()
+        fits = httpx.get(f"{url}/version", headers={"X-Long": "x" * 60_000})
+        large = httpx.post(f"{url}/tokenize", json={"prompt": "x" * 200_000})
+        assert (fits.status_code, large.status_code) == (200, 200)
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as endless:
+            endless.sendall(b"GET /version HTTP/1.1\r\nX-Long: ")
+            with pytest.raises(ConnectionError):
+                endless.sendall(b"x" * 10_000_000)
+        assert httpx.get(f"{url}/version").status_code == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_timeout_a_signal_ends_running_requests_with_an_error(number: signal.Signals) -> None:
     with server() as running:
