@@ -59,13 +59,13 @@ class TorchBackend:
     ) -> torch.Tensor:
         """See ``Backend.run``. Waits for nothing on a CPU; on a GPU this is for tests only."""
         spec = self.spec
-        caches = k_cache.view(-1, *k_cache.shape[2:]), v_cache.view(-1, *v_cache.shape[2:])
+        caches = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         if self._batch is not batch:
             self._batch, self._groups = batch, decode_groups(batch, k_cache.shape[1], spec.window)
         results = []
         for group in self._groups:
-            keys, values = (taken(cache, group.slots).view(-1, group.length, *cache.shape[1:]) for cache in caches)
-            queries = q[group.rows][:, None]
+            keys, values = (taken(cache, group.slots).unflatten(0, (-1, group.length)) for cache in caches)
+            queries = q[group.rows].unsqueeze(1)
             attended = attend(spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes)
             results.append(attended.squeeze(1))
         if len(results) == 1 and len(batch.rows) == batch.num_decodes:

@@ -6,9 +6,9 @@ The paged attention itself is the given ``Backend``'s. Knows no scheduler and no
 import math
 
 import torch
-from torch import nn
 
 from headrace.attention.backend import AttentionSpec, Backend, StepInput
+from headrace.layers.layer import Layer
 from headrace.layers.linear import Linear
 from headrace.layers.norm import Norm
 from headrace.layers.rope import RotaryTable
@@ -17,7 +17,7 @@ from headrace.ops.rope import HeadNorms, rope_and_cache
 from headrace.quant.method import MethodFor, unquantized
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Causal self-attention over the paged KV cache that ``bind`` gave it: [T, dim] → [T, dim]."""
 
     k_cache: torch.Tensor
@@ -73,12 +73,13 @@ class Attention(nn.Module):
             q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
         if slot.clip is not None:
             q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
-        q, k, v = (part.unflatten(-1, (-1, slot.head_dim)) for part in (q, k, v))
+        num_tokens = x.shape[0]
+        q, k, v = (part.view(num_tokens, -1, slot.head_dim) for part in (q, k, v))
         angles, interleaved = (None, False) if rotary is None else (rotary(step.positions), rotary.interleaved)
         caches = self.k_cache, self.v_cache
         q, k = rope_and_cache(q, k, v, angles, interleaved, self.head_norms, *caches, batch.slots)
         out = self.backend.run(q, *caches, batch, alibi_slopes=self.alibi_slopes)
-        return self.o(out.flatten(1))
+        return self.o(out.view(num_tokens, self.q_size))
 
     def _head_norm(self, num_heads: int, dtype: torch.dtype, device: torch.device) -> Norm | None:
         if self.slot.qk_norm is None:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from headrace.layers.embedding import Embedding
+from headrace.layers.layer import Layer
 from headrace.layers.weights import Target, single
 from headrace.quant.method import Method, Unquantized
 
 Split = Literal["column", "row"]  # over the outputs of each part, or over the inputs (then results are summed)
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """``x`` [..., in_features] → [..., sum of the parts' sizes], the parts side by side in the order given.
 
     ``shared``: an embedding whose rows to multiply with instead of own weights (tied embeddings).

@@ -1,15 +1,15 @@
 """The dense feed-forward layer. Knows nothing of its neighbours."""
 
 import torch
-from torch import nn
 
+from headrace.layers.layer import Layer
 from headrace.layers.linear import Linear
 from headrace.layers.slots import MlpSlot
 from headrace.ops.activation import act_and_mul, activation
 from headrace.quant.method import MethodFor, unquantized
 
 
-class Mlp(nn.Module):
+class Mlp(Layer):
     """[T, dim] → [T, dim]; gate and up projections are one matrix."""
 
     def __init__(

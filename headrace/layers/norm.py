@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from headrace.layers.layer import Layer
 from headrace.layers.slots import NormSlot
 from headrace.layers.weights import Target, single
 from headrace.ops.norm import add_rms_norm, rms_norm
 
 
-class Norm(nn.Module):
+class Norm(Layer):
     """Normalises the last dimension in float32; ``shape`` is the weight's: [dim], or [heads, dim] for own weights."""
 
     weight: torch.Tensor

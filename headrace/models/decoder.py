@@ -190,6 +190,10 @@ class Decoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.method.finish(layer)
+        # Parameters and sub-layers as plain attributes: nn.Module's own search for them, some 700 times a step, takes
+        # half a millisecond on a CPU.
+        for layer in self.modules():
+            vars(layer).update(layer._parameters | layer._modules)
 
     @torch.no_grad()
     def init_dummy(self, seed: int) -> None:

@@ -43,7 +43,7 @@ def pack(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     packed = torch.empty(num_outputs, num_groups * CODE_BYTES, dtype=torch.uint8)
     for start in range(0, num_outputs, ROWS_A_PASS):
         some = codes(blocks[start : start + ROWS_A_PASS]).int()
-        packed[start : start + ROWS_A_PASS] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(some, 1)
+        packed[start : start + ROWS_A_PASS] = torch._convert_weight_to_int4pack_for_cpu(some, 1)
     scale, bias = scale_and_bias(blocks)
     groups = torch.stack((scale, bias + 8 * scale), dim=-1).transpose(0, 1).bfloat16().contiguous()
     return packed, groups
@@ -54,7 +54,7 @@ def linear_packed(x: torch.Tensor, packed: torch.Tensor, groups: torch.Tensor) -
 
     Reads the codes anew for every four rows of x.
     """
-    return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, BLOCK, groups)
+    return torch._weight_int4pack_mm_for_cpu(x, packed, BLOCK, groups)
 
 
 def linear_expanded(x: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -25,7 +25,7 @@ def expand_reference(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 def linear_packed(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """``x`` bfloat16 [M, K], contiguous, times the weights: bfloat16 [M, N], summed in float32."""
-    return torch.ops.aten._weight_int8pack_mm(x, codes, scales)
+    return torch._weight_int8pack_mm(x, codes, scales)
 
 
 def linear_expanded(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

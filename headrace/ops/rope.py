@@ -49,11 +49,12 @@ def rope_and_cache(
     if norms is not None and not norms.last:
         q, k = normalise(q, k, norms)
     if angles is not None:
-        q, k = rotate(torch.cat((q, k), dim=1), angles, interleaved).split((q.shape[1], k.shape[1]), dim=1)
+        turned = rotate(torch.cat((q, k), dim=1), angles, interleaved)
+        q, k = turned.split_with_sizes((q.shape[1], k.shape[1]), dim=1)
     if norms is not None and norms.last:
         q, k = normalise(q, k, norms)
-    k_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
-    v_cache.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
+    k_cache.flatten(0, 1).index_copy_(0, slots, k)
+    v_cache.flatten(0, 1).index_copy_(0, slots, v)
     return q, k
 
 
@@ -66,10 +67,9 @@ def normalise(q: torch.Tensor, k: torch.Tensor, norms: HeadNorms) -> tuple[torch
 
 def rotate(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Rotate pairs of ``x`` [T, H, D] by ``angles`` as above."""
-    own, of_partner = angles[:, None].chunk(2, dim=-1)
-    size = own.shape[-1]
-    turning = x if size == x.shape[-1] else x[..., :size]
-    turning = turning.float()
+    size = angles.shape[1] // 2
+    own, of_partner = angles.unsqueeze(1).split_with_sizes((size, size), dim=-1)
+    turning = (x if size == x.shape[-1] else x[..., :size]).float()
     partner = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else turning.roll(size // 2, -1)
     turned = torch.addcmul(turning * own, partner, of_partner).to(x.dtype)
     return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)

@@ -7,11 +7,12 @@ in another order may turn a near tie, after which the texts rightly differ; thos
 from typing import Any
 
 import pytest
+import torch
 
 from headrace import LLM, SamplingParams
 from headrace.types import RequestOutput
 
-from .reference import NEAR_TIE, Reference
+from .reference import DEVICE, NEAR_TIE, Reference
 
 TOPICS = [
     "The capital of France is",
@@ -102,3 +103,17 @@ def test_cached_prefixes_change_nothing(reference: Reference) -> None:
     assert sum(near_ties(reference, output) for output in [*first, *again]) <= 1
     llm.reset_prefix_cache()
     assert llm.generate(long[0], params, use_tqdm=False)[0].num_cached_tokens == 0
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="quantized weights are expanded there")
+def test_weights_that_stay_quantized_say_the_same(reference: Reference) -> None:
+    """What ``--dtype auto`` is on a CPU: bfloat16 products with the file's own 4- and 8-bit weights.
+
+    Every token is nearly float32's choice: 97 of 100 are, and the others miss its logit by bfloat16's rounding.
+    """
+    [paris] = greedy(["The capital of France is"], 8, dtype="auto")
+    assert paris.outputs[0].text.startswith(" Paris")
+    outputs = greedy(FEW, 24, dtype="auto", max_num_seqs=8)
+    gaps = [reference.gaps(output.prompt_token_ids, list(output.outputs[0].token_ids)) for output in outputs]
+    assert torch.cat(gaps).max() < 1.0
+    assert (torch.cat(gaps) > 0).float().mean() < 0.1

@@ -25,7 +25,7 @@ from headrace.models.source import ModelFiles, load_config
 from headrace.models.spec import Spec
 
 from .gguf_files import write
-from .util import checkpoint_weights, loaded_decoder, new_decoder, randomise, tiny
+from .util import PagedRunner, checkpoint_weights, full_logits, loaded_decoder, new_decoder, randomise, tiny
 
 Kind = GGMLQuantizationType
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
@@ -292,6 +292,56 @@ def test_same_model_as_the_checkpoint(
         decoder.named_parameters(), loaded_decoder(expected, weights).parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=weight)
+
+
+QUANTIZED: list[tuple[str, dict[str, str], list[str]]] = [
+    # kinds by a pattern of the file's names, the methods that the first layer's and the head's matrices get
+    ("all Q4_1", {"": "Q4_1"}, ["Int4Blocks"] * 5),
+    ("4 bits of both kinds", {"attn_v": "Q4_0", "": "Q4_1"}, ["Int4Blocks"] * 5),
+    ("8-bit head", {"token_embd": "Q8_0", "": "Q4_0"}, ["Int4Blocks"] * 4 + ["Int8Rows"]),
+    ("mixed in one matrix", {"attn_v": "Q8_0", "": "Q4_1"}, ["Int8Rows"] + ["Int4Blocks"] * 4),
+    ("other blocks", {"ffn_down": "Q5_0", "": "Q8_0"}, ["Int8Rows"] * 5),
+    ("one matrix plain", {"ffn_down": "F16", "": "Q4_1"}, ["Unquantized"] * 5),
+]
+
+
+@pytest.mark.parametrize(("kinds", "expected"), [row[1:] for row in QUANTIZED], ids=[row[0] for row in QUANTIZED])
+def test_quantized_weights_stay_packed(tmp_path: Path, kinds: dict[str, str], expected: list[str]) -> None:
+    """Logits near those of the expanded weights; and nothing changes for who asks for float32."""
+    config = tiny(transformers.LlamaConfig, hidden_size=128, intermediate_size=160, tie_word_embeddings=True)
+    config.architectures = ["LlamaForCausalLM"]
+    model = transformers.LlamaForCausalLM(config)
+    randomise(model)
+    plain = converted(model, checkpoint_weights(model, tmp_path / "hf"), "llama", {})
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        add = writer.add_tensor
+
+        def add_quantized(name: str, values: np.ndarray, **options: Any) -> None:
+            kind = Kind[next(kind for pattern, kind in kinds.items() if pattern in name)]
+            if values.ndim == 2:
+                add(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            else:
+                add(name, values, **options)
+
+        writer.add_tensor = add_quantized
+        plain(writer)
+
+    files = ModelFiles("tiny", str(write(tmp_path / "model.gguf", fill, "llama")), "gguf")
+    spec = spec_for(load_config(files), 64)
+    exact, packed = (new_decoder(spec, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for decoder in (exact, packed):
+        loader.load(decoder, files)
+    layer = packed.layers[0]
+    matrices = [layer.attention.qkv, layer.attention.o, layer.mlp.gate_up, layer.mlp.down, packed.head]
+    assert [type(matrix.method).__name__ for matrix in matrices] == expected
+    assert {type(module.method).__name__ for module in exact.modules() if hasattr(module, "method")} == {"Unquantized"}
+    ids = list(range(3, 51))
+    ours, reference = full_logits(packed, ids).float(), full_logits(exact, ids)
+    assert (ours - reference).norm() < 0.05 * reference.norm()
+    few = PagedRunner(packed)
+    steps = torch.cat([few.step({0: ids[:4]})[0], few.step({0: ids[4:5]})[0]])
+    assert (steps - reference[:5]).norm() < 0.05 * reference[:5].norm()
 
 
 def test_the_page_lists_every_architecture() -> None:

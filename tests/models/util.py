@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from headrace.attention.backend import AttentionSpec, Backend, PagedBatch, StepInput
 from headrace.attention.select import select_backend
 from headrace.models.decoder import Decoder
+from headrace.models.quantized import method_for
 from headrace.models.spec import Spec
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def new_decoder(spec: Spec, device: torch.device = CPU, dtype: torch.dtype = tor
     def backend_for(attention: AttentionSpec) -> Backend:
         return select_backend(None, attention, device, dtype, BLOCK_SIZE)
 
-    return Decoder(spec, dtype, device, backend_for)
+    return Decoder(spec, dtype, device, backend_for, method_for(spec, dtype, device))
 
 
 def loaded_decoder(
@@ -89,13 +90,12 @@ class PagedRunner:
         order = random.Random(0).sample(range(1, num_blocks), num_blocks - 1)
         self.tables = [order[row * blocks_a_row : (row + 1) * blocks_a_row] for row in range(num_rows)]
         self.lengths = [0] * num_rows
-        weight = next(decoder.parameters())
-        self.device = weight.device
+        self.device, dtype = decoder.device, decoder.embedding.dtype
         self.backends = list(dict.fromkeys(attention.backend for attention in decoder.attention_layers))
         for attention in decoder.attention_layers:
             spec = attention.spec
             shape = (2, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-            stale = torch.full(shape, 1e4, dtype=weight.dtype, device=self.device)  # must not matter
+            stale = torch.full(shape, 1e4, dtype=dtype, device=self.device)  # must not matter
             attention.bind(stale[0], stale[1], self.backends.index(attention.backend))
 
     @torch.inference_mode()

@@ -58,9 +58,12 @@ def values(tensor: GgufTensor) -> torch.Tensor:
 
 def int8_rows(tensor: GgufTensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix quantized anew, with one scale a row; expanded a few rows at a time."""
-    rows = max(DEQUANTIZE_AT_ONCE // tensor.shape[1], 1)
-    parts = [int8.quantize(values(part)) for part in tensor.split(rows)]
-    codes, scales = (torch.cat(some) for some in zip(*parts, strict=True))
+    codes, scales = torch.empty(tensor.shape, dtype=torch.int8), torch.empty(tensor.shape[0], dtype=torch.bfloat16)
+    start = 0
+    for part in tensor.split(max(DEQUANTIZE_AT_ONCE // tensor.shape[1], 1)):
+        rows = slice(start, start + part.shape[0])
+        codes[rows], scales[rows] = int8.quantize(values(part))
+        start = rows.stop
     return codes, scales
 
 
