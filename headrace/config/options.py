@@ -25,7 +25,8 @@ class ModelOptions:
     trust_remote_code: bool = option(False, "Allow Python code out of the model's repository to run.")
     dtype: str = option(
         "auto",
-        "Weights and activations; auto takes the checkpoint's on a GPU and float32 on a CPU.",
+        "Weights and activations; auto takes the checkpoint's on a GPU; on a CPU float32, or bfloat16 where quantized "
+        "weights can be multiplied as they are.",
         choices=("auto", "half", "float16", "bfloat16", "float", "float32"),
     )
     seed: int = option(0, "Seed of requests that bring none.")

@@ -200,7 +200,10 @@ class Decoder(nn.Module):
         """Fill all weights at random instead of loading them: the same for the same seed and device."""
         generator = torch.Generator(device=self.device).manual_seed(seed)
         for parameter in self.parameters():
-            parameter.uniform_(-0.04, 0.04, generator=generator)
+            if parameter.is_floating_point():
+                parameter.uniform_(-0.04, 0.04, generator=generator)
+            else:
+                parameter.random_(0, 48, generator=generator)  # of such bytes float16 scales are small, and never NaN
         for norm in (module for module in self.modules() if isinstance(module, Norm)):
             if norm.weight is not None:
                 norm.weight.fill_(1.0 - norm.slot.offset)
