@@ -49,6 +49,9 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
     The pinned staging memory is fresh each time and returns to torch's pool, which reuses it only after the copy.
     """
-    if device.type == "cpu":
-        return values
-    return values.pin_memory().to(device, non_blocking=True)
+    return values if device.type == "cpu" else copy_to(torch.empty_like(values, device=device), values)
+
+
+def copy_to(target: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``target``, on a GPU, which gets the ``values`` of a host tensor; see ``to_device``."""
+    return target.copy_(values.pin_memory(), non_blocking=True)

@@ -22,13 +22,14 @@ from headrace.ops.registry import next_power_of_2, triton_unusable
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
 KEYS_A_RANGE = 128  # at least, and a multiple of every ``Tiling.block_n``: shorter ranges cost more than they save
-MOST_RANGES = 32  # of an item: one program joins them all
+MOST_RANGES = 64  # of an item: one program joins them all
+FEW = 48  # decoding rows up to which few programs with large tiles read faster than many
 FIELDS = 9  # of an item, see ``Tiling.cut``
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a launch is shaped: one for the rows that decode, one for the others."""
+    """How a launch is shaped."""
 
     queries: int  # of one row at a time
     block_m: int  # queries times the heads that share a key head, padded
@@ -39,7 +40,7 @@ class Tiling:
 
     def most_ranges(self, num_kv_heads: int) -> int:
         """A bound of the ranges ``cut`` makes of items that it divides."""
-        return 2 * -(-self.programs // num_kv_heads)
+        return -(-self.programs // num_kv_heads)
 
     def cut(self, spec: AttentionSpec, rows: Array, tokens: Array, counts: Array, contexts: Array) -> Array:
         """Items int32 [n, FIELDS], the longest first, of ``rows`` of the block table.
@@ -56,10 +57,10 @@ class Tiling:
         stop = position + queries
         start = np.maximum(position - spec.window + 1, 0) if spec.window else np.zeros_like(position)
         visible = stop - start
-        share = max(int(visible.sum()) * spec.num_kv_heads // self.programs, 1)  # keeps all programs busy
-        share = np.maximum(share, -(-visible // MOST_RANGES))
-        length = np.minimum(-(-share // KEYS_A_RANGE) * KEYS_A_RANGE, visible)
-        length = -(-visible // (-(-visible // length) * KEYS_A_RANGE)) * KEYS_A_RANGE  # ranges of one length
+        # As many ranges as keep all programs busy, not one more: it would have to wait for another to end.
+        share = max(-(-int(visible.sum()) * spec.num_kv_heads // self.programs), KEYS_A_RANGE)
+        ranges = np.clip(visible // share, 1, MOST_RANGES)
+        length = -(-visible // (ranges * KEYS_A_RANGE)) * KEYS_A_RANGE
         ranges = -(-visible // length)
         parts = np.where(ranges > 1, ranges, 0)
         origin = np.where(ranges > 1, parts.cumsum() - parts, -1)
@@ -91,10 +92,15 @@ class TritonBackend:
         # Fastest of those tried on an H200, for heads of 128 in bfloat16; larger heads get what fits beside each other.
         wide = spec.head_dim > 128 or dtype == torch.float32
         queries = max((32 if wide else 256) // group, 1)
-        padded = [max(next_power_of_2(count * group), 16) for count in (1, queries)]
-        self.decode = Tiling(1, padded[0], 32 if wide else 64, (2 if wide else 4) * processors, 4, 2)
-        self.prefill = Tiling(queries, padded[1], 32 if wide else 64, processors, 4 if wide else 8, 2 if wide else 3)
-        tilings = (self.decode, self.prefill)
+        one, several = (max(next_power_of_2(count * group), 16) for count in (1, queries))
+        if wide:
+            self.decode_few = self.decode_many = Tiling(1, one, 32, 2 * processors, 4, 2)
+            self.prefill = Tiling(queries, several, 32, processors, 4, 2)
+        else:
+            self.decode_few = Tiling(1, one, 128, 2 * processors, 4, 2)
+            self.decode_many = Tiling(1, one, 64, 4 * processors, 4, 2)
+            self.prefill = Tiling(queries, several, 64, processors, 8, 3)
+        tilings = (self.decode_few, self.decode_many, self.prefill)
         ranges = [tiling.most_ranges(spec.num_kv_heads) for tiling in tilings]
         size = max(n * tiling.queries for n, tiling in zip(ranges, tilings, strict=True)) * spec.num_heads
         self._results = torch.empty(size, spec.head_dim, dtype=torch.float32, device=device)
@@ -120,14 +126,14 @@ class TritonBackend:
             others = others[counts[others] < LONG]
         decodes, prefills = (
             tiling.cut(self.spec, rows[part], tokens[part], counts[part], contexts[part])
-            for tiling, part in ((self.decode, np.arange(num_decodes)), (self.prefill, others))
+            for tiling, part in ((self._decode(num_decodes), np.arange(num_decodes)), (self.prefill, others))
         )
         return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel()))
 
     def most_work(self, num_tokens: int, num_rows: int) -> int:
         """Every row, or tile of one, is an item; dividing adds no more than there are programs."""
         tiles = num_rows + num_tokens // self.prefill.queries + num_rows
-        programs = (self.decode.programs + self.prefill.programs) // self.spec.num_kv_heads + 2
+        programs = (self.decode_many.programs + self.prefill.programs) // self.spec.num_kv_heads + 2
         return 2 + FIELDS * (tiles + programs)
 
     def run(
@@ -146,7 +152,7 @@ class TritonBackend:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         operands = (q, k_cache, v_cache, batch, out, sinks, alibi_slopes)
         if batch.num_decodes:
-            self._launch(self.decode, True, *operands)
+            self._launch(self._decode(batch.num_decodes), True, *operands)
         start, short = batch.num_decodes, False
         for row, count, context in zip(
             *(part[start:] for part in (batch.rows, batch.counts, batch.contexts)), strict=True
@@ -160,6 +166,9 @@ class TritonBackend:
         if short:
             self._launch(self.prefill, False, *operands)
         return out
+
+    def _decode(self, num_decodes: int) -> Tiling:
+        return self.decode_few if num_decodes <= FEW else self.decode_many
 
     def _launch(
         self,
@@ -391,23 +400,25 @@ def _join(
     RANGE_LINES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    AT_ONCE: tl.constexpr = 4,  # ranges, so that it waits for all of them at a time
 ):
     """(result, total) over all ranges of an item, of which ``lines`` are the first's; read past the L1 cache."""
     dims = tl.arange(0, BLOCK_D)[None, :]
-    inside = real[:, None] & (dims < HEAD_DIM)
     largest = tl.full(lines.shape, float("-inf"), tl.float32)
     total = tl.zeros(lines.shape, dtype=tl.float32)
     result = tl.zeros([lines.shape[0], BLOCK_D], dtype=tl.float32)
-    for part in range(ranges):
-        there = lines + part * RANGE_LINES
-        part_largest = tl.load(largests + there, mask=real, other=0.0, cache_modifier=".cg")
-        part_total = tl.load(totals + there, mask=real, other=0.0, cache_modifier=".cg")
-        places = results + there.to(tl.int64)[:, None] * HEAD_DIM + dims
-        part_result = tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")
-        new_largest = tl.maximum(largest, part_largest)
-        anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        kept, share = tl.exp2(largest - anchor), tl.exp2(part_largest - anchor)
-        result = result * kept[:, None] + part_result * share[:, None]
-        total = total * kept + part_total * share
-        largest = new_largest
+    for first in range(0, ranges, AT_ONCE):
+        for part in tl.static_range(AT_ONCE):
+            there = lines + (first + part) * RANGE_LINES
+            part_real = real & (there < lines + ranges * RANGE_LINES)
+            part_largest = tl.load(largests + there, mask=part_real, other=float("-inf"), cache_modifier=".cg")
+            part_total = tl.load(totals + there, mask=part_real, other=0.0, cache_modifier=".cg")
+            places = results + there.to(tl.int64)[:, None] * HEAD_DIM + dims
+            part_result = tl.load(places, mask=part_real[:, None] & (dims < HEAD_DIM), other=0.0, cache_modifier=".cg")
+            new_largest = tl.maximum(largest, part_largest)
+            anchor = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+            kept, share = tl.exp2(largest - anchor), tl.exp2(part_largest - anchor)
+            result = result * kept[:, None] + part_result * share[:, None]
+            total = total * kept + part_total * share
+            largest = new_largest
     return result, total

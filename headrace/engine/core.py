@@ -21,6 +21,10 @@ class Runner(Protocol):
         """Launch a step; the returned call waits for it and gives what it sampled."""
         ...
 
+    def prepare(self) -> bool:
+        """Do a little of what makes later steps faster, in an idle moment; False if nothing is left to do."""
+        ...
+
 
 class Engine:
     """Requests in, token deltas out. Single-threaded: the owner calls ``submit``, ``abort`` and ``step`` in turn."""

@@ -102,7 +102,7 @@ def serve(config: Config, files: ModelFiles, link: Link) -> None:
 
 def take_messages(engine: Engine, link: Link) -> bool:
     """Hand over what has come, waiting a while if there is nothing else to do; False to stop."""
-    message = link.receive(0 if engine.has_work else STATS_INTERVAL)
+    message = link.receive(0 if engine.has_work or engine.runner.prepare() else STATS_INTERVAL)
     while message is not None:
         match message:
             case Submit():

@@ -3,10 +3,14 @@
 Owns finding the files, and reading configuration, generation defaults and tokenizer. Knows no weights and no layers.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -70,13 +74,20 @@ def load_config(
         fields = _read_json(path / CONFIG)
     fields = _merged(fields, hf_overrides or {})
 
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import PretrainedConfig, __version__
+
+    key = hashlib.sha256(json.dumps([__version__, fields], sort_keys=True).encode()).hexdigest()
+    cached = packaged.cache_root() / "configs" / f"{key}.json"
+    if cached.is_file():
+        return PretrainedConfig.from_dict(_read_json(cached))
+
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = str(fields.get("model_type"))
     try:
         if model_type in CONFIG_MAPPING:
-            return CONFIG_MAPPING[model_type].from_dict(fields)
+            return _completed(CONFIG_MAPPING[model_type].from_dict(fields), cached)
         if trust_remote_code and "AutoConfig" in fields.get("auto_map", {}):
             own = type(AutoConfig.from_pretrained(path, trust_remote_code=True))
             return own.from_dict(fields)
@@ -201,6 +212,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} isn't a JSON object.")
     return fields
+
+
+def _completed(config: "PretrainedConfig", cached: Path) -> "PretrainedConfig":
+    """A plain configuration of all fields that ``config``'s class filled in, also kept as the file ``cached``.
+
+    Importing such a class takes seconds. A configuration made of others stays as it is.
+    """
+    from transformers import PretrainedConfig
+
+    if any(isinstance(value, PretrainedConfig) for value in vars(config).values()):
+        return config
+    aliases = {alias: getattr(config, alias) for alias in config.attribute_map}
+    text = json.dumps(config.to_dict() | aliases)
+    with contextlib.suppress(OSError):  # then the next start is slow, too
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=cached.parent, delete=False, encoding="utf-8") as file:
+            file.write(text)
+        os.replace(file.name, cached)
+    return PretrainedConfig.from_dict(json.loads(text))
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,19 @@ Without Triton the modules that hold kernels still import; ``registry.triton_unu
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest import mock
 
 import torch
 
 try:
     import triton.language as tl
-    from triton import jit
+    from triton import AsyncCompileMode, JITFunction, jit
 except ImportError:
     tl = None
 
@@ -30,6 +36,22 @@ def early(device: torch.device) -> dict[str, bool]:
     return {"EARLY": False}
 
 
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Within it kernels are compiled, many at a time, where else they would run; so what they'd write isn't written."""
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        return run(kernel, *args, warmup=True, **options)
+
+    with (
+        ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
+        AsyncCompileMode(pool),
+        mock.patch.object(JITFunction, "run", compile_only),
+    ):
+        yield
+
+
 @jit
 def await_predecessor(EARLY: tl.constexpr):
     """Wait for what the kernels ahead write, and let the next one start. Only constants may be read before."""
@@ -38,4 +60,4 @@ def await_predecessor(EARLY: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
-__all__ = ["await_predecessor", "early", "jit", "tl"]
+__all__ = ["await_predecessor", "compiling", "early", "jit", "tl"]

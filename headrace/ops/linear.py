@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, op
 
-FEW = 16  # rows that fit one tile of the matrix units
-MANY = 4096  # outputs that keep all processors busy
+FEW = 32  # rows up to which reading the weights takes longer than multiplying them, however that is done
+BUSY = 96  # programs that keep the memory busy
+SPAN = 1024  # inputs that a program shouldn't go below
+BLOCK = 128  # inputs at a time
 
 
 @op
@@ -32,12 +36,17 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
             **early(x.device),
         )
         return y
-    if x.ndim == 2 and x.shape[0] <= FEW and x.dtype != torch.float32 and num_outputs >= max(MANY, num_inputs):
+    if x.ndim == 2 and x.shape[0] <= FEW and x.dtype != torch.float32:
         y = x.new_empty(x.shape[0], num_outputs)
-        _few_rows_kernel[(-(-num_outputs // 64),)](
-            *(x, weight, bias, y, x.shape[0], num_outputs, num_inputs, FEW, 64, 128),
+        outputs, tiles, splits = _divide(num_outputs, num_inputs)
+        rows = 16 if x.shape[0] <= 16 else FEW
+        size = (tiles * splits, outputs * rows)
+        sums = torch.empty(size, dtype=torch.float32, device=x.device) if splits > 1 else None
+        _few_rows_kernel[(tiles, splits)](
+            *(x, weight, bias, y, sums, _arrivals(x.device), x.shape[0], num_outputs, num_inputs),
+            *(-(-num_inputs // (splits * BLOCK)) * BLOCK, num_inputs % BLOCK == 0, splits, rows, outputs, BLOCK),
             num_warps=4,
-            num_stages=4,
+            num_stages=5 if outputs == 16 else 4,
             **early(x.device),
         )
         return y
@@ -72,33 +81,72 @@ def _matvec_kernel(
     tl.store(y + output, result.to(y.dtype.element_ty), mask=output < num_outputs)
 
 
+def _divide(num_outputs: int, num_inputs: int) -> tuple[int, int, int]:
+    """(outputs of a tile, tiles, parts of the inputs): the largest tiles and fewest parts that keep it ``BUSY``."""
+    for outputs in (64, 32, 16):
+        tiles = -(-num_outputs // outputs)
+        splits = min(-(-BUSY // tiles), max(num_inputs // SPAN, 1))
+        if tiles * splits >= BUSY:
+            break
+    return outputs, tiles, splits
+
+
+@functools.cache
+def _arrivals(device: torch.device) -> torch.Tensor:
+    """How many programs are done with each tile whose inputs are divided; zeros between launches."""
+    return torch.zeros(BUSY, dtype=torch.int32, device=device)
+
+
 @jit(do_not_specialize=["num_rows"])
 def _few_rows_kernel(
     x,
     weight,
     bias,
     y,
+    sums,
+    arrivals,
     num_rows,
     num_outputs,
-    NUM_INPUTS: tl.constexpr,
+    num_inputs,
+    span,
+    EVEN: tl.constexpr,
+    SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    """A tile of outputs by ``span`` of the inputs; the last program to arrive adds up what all of its tile found."""
+    tile, part = tl.program_id(0), tl.program_id(1)
+    output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    inside = (output < num_outputs)[:, None] & (row < num_rows)[None, :]
-    weights = weight + output.to(tl.int64)[:, None] * NUM_INPUTS + column[None, :]
-    inputs = x + row[None, :] * NUM_INPUTS + column[:, None]
+    weights = weight + tl.minimum(output, num_outputs - 1).to(tl.int64)[:, None] * num_inputs + column[None, :]
+    inputs = x + row[None, :] * num_inputs + column[:, None]
+    real = (row < num_rows)[None, :]
     await_predecessor(EARLY)
     total = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
-    for start in range(0, NUM_INPUTS, BLOCK):
-        there = start + column < NUM_INPUTS
-        left = tl.load(weights + start, (output < num_outputs)[:, None] & there[None, :], 0.0)
-        right = tl.load(inputs + start, there[:, None] & (row < num_rows)[None, :], 0.0)
+    for start in range(part * span, tl.minimum((part + 1) * span, num_inputs), BLOCK):
+        if EVEN:
+            left, right = tl.load(weights + start), tl.load(inputs + start, real, 0.0)
+        else:
+            there = start + column < num_inputs
+            left = tl.load(weights + start, there[None, :], 0.0)
+            right = tl.load(inputs + start, there[:, None] & real, 0.0)
         total = tl.dot(left, right, total)
-    if bias is not None:
-        total += tl.load(bias + output, mask=output < num_outputs, other=0.0).to(tl.float32)[:, None]
-    tl.store(y + row[None, :] * num_outputs + output[:, None], total.to(y.dtype.element_ty), mask=inside)
+    last = True
+    if SPLITS > 1:
+        places = sums + tile * (SPLITS * OUTPUTS * ROWS) + tl.arange(0, OUTPUTS)[:, None] * ROWS + row[None, :]
+        tl.store(places + part * (OUTPUTS * ROWS), total, real)
+        tl.debug_barrier()  # all of the program's stores come before it announces them
+        last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == SPLITS - 1
+        if last:
+            tl.store(arrivals + tile, 0)  # for the next launch
+            total = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
+            for other in tl.static_range(SPLITS):
+                total += tl.load(places + other * (OUTPUTS * ROWS), real, 0.0, cache_modifier=".cg")
+    if last:
+        inside = (output < num_outputs)[:, None]
+        if bias is not None:
+            total += tl.load(bias + output[:, None], inside, 0.0).to(tl.float32)
+        tl.store(y + row[None, :] * num_outputs + output[:, None], total.to(y.dtype.element_ty), inside & real)

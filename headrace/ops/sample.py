@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from headrace.ops.jit import await_predecessor, early, jit, tl
-from headrace.ops.registry import op
+from headrace.ops.registry import next_power_of_2, op
 
 GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 NUMBERS_AT_ONCE = 65_536  # keeps the reference's temporaries in a CPU's cache
@@ -25,37 +25,40 @@ MULTIPLIER_2 = 0xC2B2AE35
 @op
 def sample(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    rows: torch.Tensor,
     positions: torch.Tensor,
-    filtered: bool,
+    floats: torch.Tensor,
+    integers: torch.Tensor,
+    tokens: torch.Tensor,
 ) -> torch.Tensor:
     """Draw a token id int64 [S] for each row of ``logits`` [S, V], to which penalties have been applied.
 
-    ``temperature`` float32 [S], under 1e-5: the largest logit. ``filtered``: some row has a ``top_k`` int32 > 0,
-    ``top_p`` float32 < 1 or ``min_p`` float32 > 0 (each [S]). After division by the temperature, tokens less likely
-    than min_p times the likeliest are dropped, then all but the top_k likeliest, then those outside the smallest set
-    of the likeliest whose share of what remains reaches top_p; tokens tied with the last one kept are kept too.
-    ``seeds`` and ``positions`` int64 [S] fix the noise: a row's draw does not depend on the other rows. All
-    arguments of shape [S] are contiguous.
+    ``rows`` int32 [S] of the persistent rows, R in number, have their parameters in ``floats`` float32 [3, R]
+    (temperature, top_p, min_p) and ``integers`` int64 [2, R] (seed, top_k). A draw is also written into ``tokens``
+    int32 [R, L], at its row and its place in ``positions`` int32 [S].
+
+    A temperature under 1e-5 takes the largest logit. After division by the temperature, tokens less likely than min_p
+    times the likeliest are dropped, then all but the top_k likeliest, if top_k is positive, then those outside the
+    smallest set of the likeliest whose share of what remains reaches top_p; tokens tied with the last one kept are kept
+    too. Seed and position fix the noise: a row's draw does not depend on the other rows.
 
     Source: Gumbel (1954); the argmax of log p + Gumbel noise is a sample of p.
     """
-    tokens = logits.max(dim=-1).indices  # of equals the first
+    temperature, top_p, min_p = floats.index_select(1, rows)
+    seeds, top_k = integers.index_select(1, rows)
+    chosen = logits.max(dim=-1).indices  # of equals the first
     random = (temperature >= GREEDY_BELOW).nonzero().squeeze(-1)
     rows_at_once = max(NUMBERS_AT_ONCE // logits.shape[-1], 1)
     for start in range(0, len(random), rows_at_once):
-        rows = random[start : start + rows_at_once]
-        scaled = logits[rows].float() / temperature[rows, None]
-        scores = gumbel(seeds[rows], positions[rows], logits.shape[-1]).add_(scaled)
-        if filtered:
-            dropped = scaled < thresholds(scaled, top_k[rows], top_p[rows], min_p[rows])[:, None]
-            scores -= dropped * BEYOND_NOISE
-        tokens[rows] = scores.max(dim=-1).indices
-    return tokens
+        some = random[start : start + rows_at_once]
+        scaled = logits[some].float() / temperature[some, None]
+        scores = gumbel(seeds[some], positions[some].long(), logits.shape[-1]).add_(scaled)
+        limits = top_k[some], top_p[some], min_p[some]
+        if (limits[0] > 0).any() or (limits[1] < 1).any() or (limits[2] > 0).any():
+            scores -= (scaled < thresholds(scaled, *limits)[:, None]) * BEYOND_NOISE
+        chosen[some] = scores.max(dim=-1).indices
+    tokens[rows.long(), positions.long()] = chosen.int()
+    return chosen
 
 
 def thresholds(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
@@ -120,98 +123,136 @@ def low_word(x: torch.Tensor) -> torch.Tensor:
 @sample.on_triton
 def _sample(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    rows: torch.Tensor,
     positions: torch.Tensor,
-    filtered: bool,
+    floats: torch.Tensor,
+    integers: torch.Tensor,
+    tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Reads the logits once, and if filtered some 60 times more, out of the L2 cache, to search the thresholds."""
+    """Reads the logits once, and some 60 times more, out of the L2 cache, to search the threshold of a filtered row."""
     num_rows, vocab = logits.shape
     logits = logits.contiguous()
     parts = -(-vocab // TOKENS_A_PROGRAM)
-    least = temperature.new_empty(num_rows) if filtered else None
-    scores = temperature.new_empty(num_rows, parts)
-    tokens = torch.empty(num_rows, parts, dtype=torch.int64, device=logits.device)
-    if num_rows and filtered:
-        _threshold_kernel[(num_rows,)](
-            logits, temperature, top_k, top_p, min_p, least, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM, num_warps=16
-        )
+    least, scores = floats.new_empty(num_rows), floats.new_empty(num_rows, parts)
+    found = tokens.new_empty(num_rows, parts)
+    chosen = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:
-        _gumbel_max_kernel[(num_rows, parts)](
-            *(logits, temperature, least, seeds, positions, scores, tokens, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM),
+        _threshold_kernel[(num_rows,)](
+            *(logits, rows, floats, integers, floats.stride(0), least, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM),
+            num_warps=16,
             **early(logits.device),
         )
-    return tokens.gather(1, scores.max(dim=-1, keepdim=True).indices).squeeze(1)
+        _gumbel_max_kernel[(num_rows, parts)](
+            *(logits, rows, floats, integers, least, positions, scores, found, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM),
+            **early(logits.device),
+        )
+        _choose_kernel[(num_rows,)](
+            *(scores, found, rows, positions, chosen, tokens, tokens.stride(0), parts, next_power_of_2(parts)),
+            num_warps=1,
+            **early(logits.device),
+        )
+    return chosen
 
 
 @jit
 def _gumbel_max_kernel(
     logits,
-    temperature,
+    rows,
+    floats,
+    integers,
     least,
-    seeds,
     positions,
     scores,
-    tokens,
+    found,
     vocab,
     GREEDY_BELOW: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The best score and its token of one row's ``BLOCK`` tokens; a first of equals."""
+    """The best score and its token of ``BLOCK`` tokens; a first of equals."""
     await_predecessor(EARLY)
-    row = tl.program_id(0)
-    part = tl.program_id(1)
+    line, part = tl.program_id(0), tl.program_id(1)
+    row = tl.load(rows + line)
+    heat = tl.load(floats + row)
     token = part * BLOCK + tl.arange(0, BLOCK)
-    score = _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW)
-    if least is not None:
-        score = tl.where(score >= tl.load(least + row), score, float("-inf"))
-    if tl.load(temperature + row) >= GREEDY_BELOW:
-        score += _gumbel(tl.load(seeds + row), tl.load(positions + row), token)
+    score = _scaled(logits, heat, line, token, vocab, GREEDY_BELOW)
+    if heat >= GREEDY_BELOW:
+        score = tl.where(score >= tl.load(least + line), score, float("-inf"))
+        score += _gumbel(tl.load(integers + row), tl.load(positions + line).to(tl.int64), token)
     # Whatever a broken model computes, the token chosen exists.
     score = tl.where((token < vocab) & (score == score), score, float("-inf"))
-    place = row * tl.num_programs(1) + part
+    place = line * tl.num_programs(1) + part
     tl.store(scores + place, tl.max(score, axis=0))
-    tl.store(tokens + place, (part * BLOCK + tl.argmax(score, axis=0)).to(tl.int64))
+    tl.store(found + place, part * BLOCK + tl.argmax(score, axis=0))
+
+
+@jit
+def _choose_kernel(
+    scores,
+    found,
+    rows,
+    positions,
+    chosen,
+    tokens,
+    token_stride,
+    parts,
+    PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """The token of the best score among the ``parts`` of the vocabulary."""
+    await_predecessor(EARLY)
+    line = tl.program_id(0)
+    part = tl.arange(0, PARTS)
+    best = tl.argmax(tl.load(scores + line * parts + part, mask=part < parts, other=float("-inf")), axis=0)
+    token = tl.load(found + line * parts + best)
+    tl.store(chosen + line, token.to(tl.int64))
+    tl.store(tokens + tl.load(rows + line).to(tl.int64) * token_stride + tl.load(positions + line), token)
 
 
 @jit
 def _threshold_kernel(
-    logits, temperature, top_k, top_p, min_p, least, vocab, GREEDY_BELOW: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    rows,
+    floats,
+    integers,
+    stride,
+    least,
+    vocab,
+    GREEDY_BELOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """The least scaled logit one row keeps: the reference's ``thresholds`` by bisection instead of sorting."""
-    row = tl.program_id(0)
-    peak = tl.full([], float("-inf"), tl.float32)
-    for start in range(0, vocab, BLOCK):
-        token = start + tl.arange(0, BLOCK)
-        peak = tl.maximum(peak, tl.max(_scaled(logits, temperature, row, token, vocab, GREEDY_BELOW), axis=0))
-    smallest = tl.load(min_p + row)
+    """The least scaled logit that is kept: the reference's ``thresholds`` by bisection instead of sorting."""
+    await_predecessor(EARLY)
+    line = tl.program_id(0)
+    row = tl.load(rows + line)
+    heat, share, smallest = tl.load(floats + row), tl.load(floats + stride + row), tl.load(floats + 2 * stride + row)
+    count = tl.load(integers + stride + row)
     kept = tl.full([], float("-inf"), tl.float32)
-    if smallest > 0.0:
-        kept = peak + tl.log(smallest)
-    count = tl.load(top_k + row)
-    if (count > 0) & (count < vocab):
-        wanted = count.to(tl.float32)
-        found = _largest_kept(logits, temperature, row, vocab, peak, kept, wanted, False, GREEDY_BELOW, BLOCK)
-        kept = tl.maximum(kept, found)
-    share = tl.load(top_p + row)
-    if share < 1.0:
-        total = _amount(logits, temperature, row, vocab, peak, kept, True, GREEDY_BELOW, BLOCK)
-        # What lies 60 below the peak has no weight in float32.
-        kept = tl.maximum(kept, peak - 60.0)
-        wanted = share * total
-        kept = _largest_kept(logits, temperature, row, vocab, peak, kept, wanted, True, GREEDY_BELOW, BLOCK)
-    tl.store(least + row, kept)
+    if (heat >= GREEDY_BELOW) & ((share < 1.0) | (smallest > 0.0) | (count > 0)):
+        peak = kept
+        for start in range(0, vocab, BLOCK):
+            token = start + tl.arange(0, BLOCK)
+            peak = tl.maximum(peak, tl.max(_scaled(logits, heat, line, token, vocab, GREEDY_BELOW), axis=0))
+        if smallest > 0.0:
+            kept = peak + tl.log(smallest)
+        if (count > 0) & (count < vocab):
+            wanted = count.to(tl.float32)
+            found = _largest_kept(logits, heat, line, vocab, peak, kept, wanted, False, GREEDY_BELOW, BLOCK)
+            kept = tl.maximum(kept, found)
+        if share < 1.0:
+            wanted = share * _amount(logits, heat, line, vocab, peak, kept, True, GREEDY_BELOW, BLOCK)
+            # What lies 60 below the peak has no weight in float32.
+            kept = tl.maximum(kept, peak - 60.0)
+            kept = _largest_kept(logits, heat, line, vocab, peak, kept, wanted, True, GREEDY_BELOW, BLOCK)
+    tl.store(least + line, kept)
 
 
 @jit
 def _largest_kept(
     logits,
-    temperature,
-    row,
+    heat,
+    line,
     vocab,
     peak,
     kept,
@@ -226,7 +267,7 @@ def _largest_kept(
     while high - low > 1:
         middle = (low + high) // 2
         threshold = _unordered(middle.to(tl.int32))
-        amount = _amount(logits, temperature, row, vocab, peak, threshold, WEIGHTS, GREEDY_BELOW, BLOCK)
+        amount = _amount(logits, heat, line, vocab, peak, threshold, WEIGHTS, GREEDY_BELOW, BLOCK)
         if amount >= wanted:
             low = middle
         else:
@@ -239,8 +280,8 @@ def _largest_kept(
 @jit
 def _amount(
     logits,
-    temperature,
-    row,
+    heat,
+    line,
     vocab,
     peak,
     threshold,
@@ -248,21 +289,20 @@ def _amount(
     GREEDY_BELOW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """How many tokens of a row reach the threshold, or the sum of their probabilities in units of the likeliest."""
+    """How many tokens of a line reach the threshold, or the sum of their probabilities in units of the likeliest."""
     amounts = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, vocab, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        scaled = _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW)
+        scaled = _scaled(logits, heat, line, token, vocab, GREEDY_BELOW)
         amounts += tl.where((scaled >= threshold) & (token < vocab), tl.exp(scaled - peak) if WEIGHTS else 1.0, 0.0)
     return tl.sum(amounts, axis=0)
 
 
 @jit
-def _scaled(logits, temperature, row, token, vocab, GREEDY_BELOW: tl.constexpr):
-    """The logits of some tokens of a row, divided by its temperature; -inf outside the vocabulary."""
-    heat = tl.load(temperature + row)
+def _scaled(logits, heat, line, token, vocab, GREEDY_BELOW: tl.constexpr):
+    """Some logits of a line, divided by its temperature; -inf outside the vocabulary."""
     heat = tl.where(heat < GREEDY_BELOW, 1.0, heat)
-    values = tl.load(logits + row.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf"))
+    values = tl.load(logits + line.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf"))
     return tl.div_rn(values.to(tl.float32), tl.broadcast_to(heat, values.shape))
 
 

@@ -47,15 +47,19 @@ class Batch:
 
 
 class Places(NamedTuple):
-    """Where the S sampled tokens of a step come from and go to: device tensors int64 [S]."""
+    """Where the S sampled tokens of a step come from and go to: device tensors int32 [S]."""
 
     rows: torch.Tensor  # of the persistent rows
     positions: torch.Tensor  # where the tokens will stand
     tokens: torch.Tensor  # indices into the step's tokens, whose logits are sampled
 
 
-def pack(plan: Plan, backends: Sequence[Backend], shape: Shape | None = None) -> Batch:
-    """The numbers of ``plan``, padded to ``shape`` if that is given. ``backends``: that of each KV group's layers."""
+def pack(plan: Plan, backends: Sequence[Backend], spare: int, shape: Shape | None = None) -> Batch:
+    """The numbers of ``plan``, padded to ``shape`` if that is given. ``backends``: that of each KV group's layers.
+
+    Padding tokens have id 0 and write into block 0, which is nobody's; what is sampled beyond those of the plan goes to
+    the row ``spare``.
+    """
     rows, counts, starts = (np.asarray(part, dtype=np.int64) for part in (plan.rows, plan.counts, plan.starts))
     sampled = np.asarray(plan.sampled, dtype=np.int64)
     ends, contexts = counts.cumsum(), starts + counts
@@ -66,6 +70,7 @@ def pack(plan: Plan, backends: Sequence[Backend], shape: Shape | None = None) ->
     query_start, *others = np.split(numbers, np.cumsum(shape.parts)[:-1])
     query_start[1:] = ends[-1]
     query_start[1 : len(rows) + 1] = ends
+    others[2][:] = spare
     filling = (rows, starts, rows[sampled], contexts[sampled], ends[sampled] - 1, *works)
     for part, values in zip(others, filling, strict=True):
         part[: len(values)] = values
@@ -73,10 +78,7 @@ def pack(plan: Plan, backends: Sequence[Backend], shape: Shape | None = None) ->
 
 
 def unpack(numbers: torch.Tensor, batch: Batch, rows: Rows, block_size: int) -> tuple[torch.Tensor, StepInput]:
-    """Token ids int64 [T] and the layers' input, of ``batch.numbers`` on the device. Nothing is awaited.
-
-    Padding tokens have id 0 and write into block 0, which is nobody's.
-    """
+    """Token ids int64 [T] and the layers' input, of ``batch.numbers`` on the device. Nothing is awaited."""
     query_start, row_ids, starts, _, _, _, *works = numbers.split(batch.shape.parts)
     token_ids, positions, slots = locate(
         query_start, row_ids, starts, rows.tokens, rows.tables, block_size, batch.shape.num_tokens
@@ -90,4 +92,4 @@ def unpack(numbers: torch.Tensor, batch: Batch, rows: Rows, block_size: int) -> 
 
 def sampled_places(numbers: torch.Tensor, batch: Batch) -> Places:
     _, _, _, *parts = numbers.split(batch.shape.parts)
-    return Places(*(part[: batch.num_sampled].long() for part in parts[:3]))
+    return Places(*(part[: batch.num_sampled] for part in parts[:3]))

@@ -1,39 +1,61 @@
 """Captured steps: small steps are padded to one of a few sizes and replayed as one CUDA graph, not launched in pieces.
 
-A graph holds the model's layers from the packed numbers to the hidden states. Knows no sampling and no schedule.
+Owns which sizes are captured, and when: some before the engine is ready, the others while it has nothing else to do, or
+once steps have had to be padded beyond them for a while. Knows no schedule.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from headrace.attention.backend import Backend
 from headrace.config import Config
+from headrace.device import copy_to
 from headrace.runner.batch import Batch, Shape, pack
 from headrace.types import Plan
 
 LARGEST = 512  # tokens; launching the pieces of larger steps takes less time than running them
-Forward = Callable[[torch.Tensor, Batch], torch.Tensor]  # a packed step's numbers → hidden states
+OVERDUE = 16  # steps of a size that isn't captured yet: about what they lost by padding is what a capture takes
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on the device: its packed numbers, hidden states [T, dim], and logits [S, V] and draws int64 [S] if made.
+
+    What a captured step leaves is good until the next replay of any.
+    """
+
+    numbers: torch.Tensor
+    hidden: torch.Tensor
+    logits: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+
+
+class Launch(Protocol):
+    def __call__(self, numbers: torch.Tensor, batch: Batch, draw: bool) -> Step:
+        """Launch a packed step; ``draw``: up to its sampled tokens."""
+        ...
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One captured step: it reads ``numbers`` and writes ``hidden`` [tokens, dim] each time it is replayed."""
+    """One captured step: each time it is replayed it reads ``step.numbers`` and writes the rest of ``step``."""
 
     shape: Shape
-    numbers: torch.Tensor
+    step: Step
     graph: torch.cuda.CUDAGraph
-    hidden: torch.Tensor
 
-    def replay(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Hidden states [tokens, dim] of a step packed to this shape, good until the next replay."""
-        self.numbers.copy_(numbers)
+    def replay(self, batch: Batch) -> Step:
+        """The step packed to this shape."""
+        copy_to(self.step.numbers, torch.from_numpy(batch.numbers))
         self.graph.replay()
-        return self.hidden
+        return self.step
 
 
 def capture_sizes(config: Config, limit: int) -> list[int]:
@@ -45,51 +67,77 @@ def capture_sizes(config: Config, limit: int) -> list[int]:
     return sorted({size for size in config.model.cudagraph_capture_sizes or usual if 0 < size <= most})
 
 
-def dummy_plan(num_tokens: int, max_num_seqs: int, max_model_len: int, mixed: bool) -> Plan:
-    """A step of ``num_tokens``: one a row if they fit, or else, and if ``mixed``, all but the first row prefill."""
-    counts = [1] * min(num_tokens, max_num_seqs)
+def dummy_plan(num_tokens: int, num_rows: int, spare: int, max_model_len: int, mixed: bool) -> Plan:
+    """A step of ``num_tokens`` of the ``spare`` row: one a row if they fit, or if ``mixed``, all but the first prefill.
+
+    Only a step that isn't mixed may draw.
+    """
+    counts = [1] * min(num_tokens, num_rows)
     if mixed:
-        counts = [1] if max_num_seqs > 1 else []
-        while (left := num_tokens - sum(counts)) > 0 and len(counts) < max_num_seqs:
+        counts = [1] if num_rows > 1 else []
+        while (left := num_tokens - sum(counts)) > 0 and len(counts) < num_rows:
             counts.append(min(left, max_model_len))
-    return Plan(0, list(range(len(counts))), [0] * len(counts), counts, list(range(len(counts))))
+    places = list(range(len(counts)))
+    return Plan(0, [spare] * len(counts), [0] * len(counts), counts, places)
 
 
 class Graphs:
-    """The captured steps of a model, by size and by whether rows prefill in them."""
+    """The captured steps of a model, by size and by whether rows prefill in them. ``sizes`` ascend."""
 
-    def __init__(self, forward: Forward, backends: Sequence[Backend], max_num_seqs: int, max_model_len: int):
-        """``max_num_seqs`` and ``max_model_len``: the size of the persistent rows that ``forward`` reads."""
-        self._forward, self._backends = forward, backends
-        self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
+    def __init__(
+        self, launch: Launch, backends: Sequence[Backend], sizes: Sequence[int], num_rows: int, max_model_len: int
+    ):
+        """``num_rows``: how many hold requests, and so the spare one's number."""
+        self.sizes = sizes
+        self._launch, self._backends = launch, backends
+        self._num_rows, self._max_model_len = num_rows, max_model_len
         self._graphs: dict[tuple[int, bool], Graph] = {}
-        self._sizes: list[int] = []
+        self._captured: list[int] = []  # ascending
+        self._missed: collections.Counter[int] = collections.Counter()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
+    @property
+    def first(self) -> list[int]:
+        """The sizes to begin with, the largest first: smaller ones then fit into the same memory."""
+        return [size for size in reversed(self.sizes) if size & (size - 1) == 0 or size == self.sizes[-1]]
+
+    @property
+    def missing(self) -> list[int]:
+        """The sizes still to be captured, ascending."""
+        return [size for size in self.sizes if (size, False) not in self._graphs]
+
+    @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:
-        """Capture the two steps of this size. The rows must be empty: what a dummy step writes goes to block 0."""
+        """Capture the two steps of this size. May be done between any two steps."""
         for mixed in (True, False) if num_tokens > 2 else (False,):
-            plan = dummy_plan(num_tokens, self._max_num_seqs, self._max_model_len, mixed)
-            num_rows = min(num_tokens, self._max_num_seqs)
+            num_rows = min(num_tokens, self._num_rows)
+            plan = dummy_plan(num_tokens, num_rows, self._num_rows, self._max_model_len, mixed)
             work = tuple(backend.most_work(num_tokens, num_rows) for backend in self._backends)
-            batch = pack(plan, self._backends, Shape(num_tokens, num_rows, work))
+            batch = pack(plan, self._backends, self._num_rows, Shape(num_tokens, num_rows, work))
             numbers = torch.from_numpy(batch.numbers).to(self._stream.device)
             graph = torch.cuda.CUDAGraph()
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                self._forward(numbers, batch)  # compiles what this size needs
+                self._launch(numbers, batch, not mixed)  # compiles what this size needs
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
-                hidden = self._forward(numbers, batch)
+                step = self._launch(numbers, batch, not mixed)
                 graph.capture_end()
             torch.cuda.current_stream().wait_stream(self._stream)
-            self._graphs[num_tokens, mixed] = Graph(batch.shape, numbers, graph, hidden)
-        bisect.insort(self._sizes, num_tokens)
+            self._graphs[num_tokens, mixed] = Graph(batch.shape, step, graph)
+        bisect.insort(self._captured, num_tokens)
 
     def find(self, plan: Plan) -> Graph | None:
         """The smallest captured step that holds ``plan``."""
         num_tokens = sum(plan.counts)
-        place = bisect.bisect_left(self._sizes, num_tokens)
-        if place == len(self._sizes):
+        if not self.sizes or num_tokens > self.sizes[-1]:
             return None
-        return self._graphs.get((self._sizes[place], num_tokens > len(plan.counts)))
+        size = self.sizes[bisect.bisect_left(self.sizes, num_tokens)]
+        mixed = num_tokens > len(plan.counts)
+        if (size, False) not in self._graphs:
+            self._missed[size] += 1
+            if self._missed[size] >= OVERDUE:
+                self.capture(size)
+            else:
+                size = self._captured[bisect.bisect_left(self._captured, size)]
+        return self._graphs.get((size, mixed))

@@ -13,7 +13,6 @@ from headrace.types import NewBlocks, NewRow
 
 # What a row may ask for beyond a plain draw. Steps look after those rows alone, so the others cost nothing.
 WISHES: dict[str, Callable[[NewRow], bool]] = {
-    "filter": lambda row: bool(row.params.top_k or row.params.top_p < 1 or row.params.min_p),
     "restrict": lambda row: bool(
         row.params.logit_bias or row.params.allowed_token_ids is not None or row.params.min_tokens or row.bad_word_ids
     ),
@@ -26,15 +25,19 @@ WISHES: dict[str, Callable[[NewRow], bool]] = {
 
 
 class Rows:
-    """Device tensors: tokens int32 [rows, max_model_len], tables int32 [groups, rows, blocks], sampling parameters."""
+    """Device tensors: tokens int32 [R, max_model_len], tables int32 [groups, R, blocks], sampling parameters.
+
+    The last row is ``spare``: no request's, with block 0 in all its tables. Trial steps and padding use it.
+    """
 
     def __init__(self, num_rows: int, max_model_len: int, num_groups: int, block_size: int, device: torch.device):
         self.device = device
+        self.spare, self.max_model_len = num_rows, max_model_len
         self.max_blocks = -(-max_model_len // block_size)
-        self.tokens = torch.zeros(num_rows, max_model_len, dtype=torch.int32, device=device)
-        self.tables = torch.zeros(num_groups, num_rows, self.max_blocks, dtype=torch.int32, device=device)
-        self.floats = torch.zeros(3, num_rows, device=device)  # temperature, top_p, min_p
-        self.integers = torch.zeros(2, num_rows, dtype=torch.int64, device=device)  # seed, top_k
+        self.tokens = torch.zeros(num_rows + 1, max_model_len, dtype=torch.int32, device=device)
+        self.tables = torch.zeros(num_groups, num_rows + 1, self.max_blocks, dtype=torch.int32, device=device)
+        self.floats = torch.zeros(3, num_rows + 1, device=device)  # temperature, top_p, min_p
+        self.integers = torch.zeros(2, num_rows + 1, dtype=torch.int64, device=device)  # seed, top_k
         self.facts: list[NewRow | None] = [None] * num_rows  # the host's copy of what never changes
         self._wishing: dict[str, set[int]] = {wish: set() for wish in WISHES}
 

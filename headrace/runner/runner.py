@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -21,10 +22,11 @@ from headrace.models.quantized import method_for
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
 from headrace.models.spec import Spec
+from headrace.ops.jit import compiling
 from headrace.runner import memory
 from headrace.runner.batch import Batch, pack, sampled_places, unpack
 from headrace.runner.facts import Facts, settle
-from headrace.runner.graphs import Graphs, capture_sizes, dummy_plan
+from headrace.runner.graphs import Graphs, Step, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
@@ -32,6 +34,7 @@ from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLo
 
 logger = logging.getLogger(__name__)
 
+KINDS_OF_STEPS = ((1, False), (2, False), (20, False), (64, False), (256, True))  # tokens, some rows prefill
 PROMPT_LOGITS_AT_ONCE = 256  # positions whose whole-vocabulary logits are held at a time for prompt_logprobs
 
 
@@ -67,54 +70,70 @@ class Runner:
         groups = memory.group_layers([layer.spec for layer in self._attentions])
         self._backends = [self._attentions[group.layers[0]].backend for group in groups]
         self.cost = step_cost(self.model, self.facts.dtype)
-        self.rows = self._rows(self.facts.max_model_len)
+        self.fit(self.facts.max_model_len)
         self._graphs: Graphs | None = None
         self._capture_sizes = self._sizes_to_capture()
         self.layout = self._size_cache(groups)
         memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
         self.ledger.record("KV cache", self.layout.num_blocks * self.layout.block_bytes)
-        self.sampler = Sampler(self.rows, config.model.logprobs_mode, self._processors)
         overlap = config.scheduler.async_scheduling and self.device.type != "cpu" and self._processors is None
         self.steps_in_flight = 2 if overlap else 1
 
     def fit(self, max_model_len: int) -> None:
-        """Serve contexts of up to ``max_model_len`` tokens only, fewer than were first planned for."""
-        self.rows = self._rows(max_model_len)
+        """Make the rows for contexts of up to ``max_model_len`` tokens."""
+        self.rows = Rows(
+            self.facts.max_num_seqs, max_model_len, len(self._backends), self.facts.block_size, self.device
+        )
         self.sampler = Sampler(self.rows, self.config.model.logprobs_mode, self._processors)
 
-    @torch.inference_mode()
     def capture(self, on_progress: Callable[[Progress], None]) -> None:
-        """Capture the usual steps, the largest first: the smaller ones fit into the same memory."""
+        """Capture the first of the usual steps; ``prepare`` goes on with it."""
         if not self._capture_sizes:
             return
-        before, total = devices.used_memory(self.device), len(self._capture_sizes)
-        graphs = self._new_graphs()
-        for done, size in enumerate(reversed(self._capture_sizes)):
-            on_progress(Progress("Capturing graphs", done, total))
+        before, graphs = devices.used_memory(self.device), self._new_graphs()
+        first = graphs.first
+        for done, size in enumerate(first):
+            on_progress(Progress("Capturing graphs", done, len(first)))
             graphs.capture(size)
-        on_progress(Progress("Capturing graphs", total, total))
+        on_progress(Progress("Capturing graphs", len(first), len(first)))
         self._graphs = graphs
         self.ledger.record("graphs", devices.used_memory(self.device) - before)
+
+    def prepare(self) -> bool:
+        """Capture one more of the usual steps, the largest first; False if there is none left. For idle moments."""
+        missing = self._graphs.missing if self._graphs else []
+        if missing and self._graphs:
+            self._graphs.capture(missing[-1])
+        return bool(missing)
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> Callable[[], Sampled]:
         """Launch a step; the returned call waits for it and gives what it sampled."""
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
         graph = self._graphs.find(plan) if self._graphs else None
-        batch = pack(plan, self._backends, graph.shape if graph else None)
-        numbers = to_device(torch.from_numpy(batch.numbers), self.device)
-        hidden = self._forward(numbers, batch) if graph is None else graph.replay(numbers)
-        prompts = self._prompt_logprobs(plan, hidden)
+        batch = pack(plan, self._backends, self.rows.spare, graph.shape if graph else None)
+        step = graph.replay(batch) if graph else self._launch(self._on_device(batch), batch)
+        prompts = self._prompt_logprobs(plan, step.hidden)
         tokens, logprobs, rows = None, None, [plan.rows[i] for i in plan.sampled]
-        if rows:
-            places = sampled_places(numbers, batch)
-            logits = self.model.logits(hidden[places.tokens])
+        if step.tokens is not None and self.sampler.plain(rows):
+            tokens = step.tokens[: len(rows)]
+        elif rows:
+            places = sampled_places(step.numbers, batch)
+            logits = self.model.logits(step.hidden[places.tokens]) if step.logits is None else step.logits[: len(rows)]
             tokens, logprobs = self.sampler(logits, places, rows, [batch.contexts[i] for i in plan.sampled])
         return self._pending(tokens, logprobs, rows, prompts)
 
-    def _forward(self, numbers: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Hidden states [T, dim] of a packed step."""
-        return self.model(*unpack(numbers, batch, self.rows, self.facts.block_size))
+    def _launch(self, numbers: torch.Tensor, batch: Batch, draw: bool = False) -> Step:
+        """Run a packed step on the device, up to its hidden states, or its draws where no row asks for more."""
+        hidden = self.model(*unpack(numbers, batch, self.rows, self.facts.block_size))
+        if not draw:
+            return Step(numbers, hidden)
+        places = sampled_places(numbers, batch)
+        logits = self.model.logits(hidden[places.tokens])
+        return Step(numbers, hidden, logits, self.sampler.draw(logits, places))
+
+    def _on_device(self, batch: Batch) -> torch.Tensor:
+        return to_device(torch.from_numpy(batch.numbers), self.device)
 
     def _pending(
         self,
@@ -193,27 +212,43 @@ class Runner:
             # Until the rows hold requests all that a step writes goes to block 0.
             trial = KVCacheLayout(facts.block_size, 1, groups, num_bytes)
             memory.bind_caches(self._attentions, trial, facts.dtype, self.device)
+            self._compile()
             needed = self._measure_step() + self._measure_graphs()
         budget = memory.cache_budget(self.config, self.device, needed)
         return memory.plan_cache(self.config, self.device, groups, facts.block_size, num_bytes, budget)
 
     @torch.inference_mode()
+    def _compile(self) -> None:
+        """Compile the kernels of the usual kinds of steps, many at a time. They don't run, so all ids must be made."""
+        with compiling():
+            for num_tokens, mixed in KINDS_OF_STEPS:
+                rows = min(num_tokens, self.facts.max_num_seqs)
+                plan = dummy_plan(num_tokens, rows, self.rows.spare, self.facts.max_model_len, mixed)
+                batch = pack(plan, self._backends, self.rows.spare)
+                numbers = self._on_device(batch)
+                token_ids, step = unpack(numbers, batch, self.rows, self.facts.block_size)
+                zeros = torch.zeros_like(token_ids)
+                hidden = self.model(zeros, replace(step, positions=zeros))
+                self.sampler.draw(self.model.logits(hidden[: batch.num_sampled]), sampled_places(numbers, batch))
+        self.ledger.record("kernels")
+
+    @torch.inference_mode()
     def _measure_step(self) -> int:
         """Bytes that the largest step needs beside weights, rows and cache, found by running it."""
         facts = self.facts
-        plan = dummy_plan(facts.max_num_batched_tokens, facts.max_num_seqs, facts.max_model_len, mixed=True)
-        batch = pack(plan, self._backends)
+        rows, longest = facts.max_num_seqs, facts.max_model_len
+        plan = dummy_plan(facts.max_num_batched_tokens, rows, self.rows.spare, longest, mixed=True)
+        batch = pack(plan, self._backends, self.rows.spare)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        hidden = self._forward(to_device(torch.from_numpy(batch.numbers), self.device), batch)
-        self.model.logits(hidden[: facts.max_num_seqs]).log_softmax(dim=-1)
+        hidden = self._launch(self._on_device(batch), batch).hidden
+        self.model.logits(hidden[:rows]).log_softmax(dim=-1)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         self.ledger.record("memory measurement", peak)
         return peak
 
-    @torch.inference_mode()
     def _measure_graphs(self) -> int:
         """Bytes that all graphs will need: what the largest takes, and for each other as much as the second takes."""
         if not self._capture_sizes:
@@ -242,10 +277,8 @@ class Runner:
         return capture_sizes(self.config, min(self.facts.max_num_batched_tokens, *limits))
 
     def _new_graphs(self) -> Graphs:
-        return Graphs(self._forward, self._backends, *self.rows.tokens.shape)
-
-    def _rows(self, max_model_len: int) -> Rows:
-        return Rows(self.facts.max_num_seqs, max_model_len, len(self._backends), self.facts.block_size, self.device)
+        rows = self.rows
+        return Graphs(self._launch, self._backends, self._capture_sizes, rows.spare, rows.max_model_len)
 
 
 def build_decoder(config: Config, spec: Spec, facts: Facts, device: torch.device) -> Decoder:

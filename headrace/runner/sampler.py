@@ -68,6 +68,16 @@ class Sampler:
         )
         self.processors = processors
 
+    def plain(self, rows: list[int]) -> bool:
+        """Whether ``draw`` alone does all that these rows ask for."""
+        wishes = ("logprobs", "restrict", "penalize")
+        return self.processors is None and not any(self.rows.wishing(wish, rows) for wish in wishes)
+
+    def draw(self, logits: torch.Tensor, places: Places) -> torch.Tensor:
+        """The next tokens int64 [S] by the ``logits`` [S, V], written into the rows as well."""
+        rows = self.rows
+        return sample(logits, places.rows, places.positions, rows.floats, rows.integers, rows.tokens)
+
     def __call__(
         self, logits: torch.Tensor, places: Places, rows: list[int], lengths: list[int]
     ) -> tuple[torch.Tensor, TopLogprobs | None]:
@@ -86,15 +96,11 @@ class Sampler:
             self._penalize(logits, places, penalized, [self.rows.fact(rows[i]) for i in penalized], max(lengths))
         if self.processors is not None:
             logits = self.processors.apply(logits, [self.rows.fact(row) for row in rows])
-        temperature, top_p, min_p = self.rows.floats.index_select(1, places.rows)
-        seeds, top_k = self.rows.integers.index_select(1, places.rows)
-        filtered = bool(self.rows.wishing("filter", rows))
-        tokens = sample(logits, temperature, top_k.int(), top_p, min_p, seeds, places.positions, filtered)
-        self.rows.tokens[places.rows, places.positions] = tokens.int()
+        tokens = self.draw(logits, places)
         if not wanted:
             return tokens, None
         if raw is None:
-            warm = temperature[wanted, None]
+            warm = self.rows.floats[0, places.rows[wanted], None]
             raw = logits[wanted] / torch.where(warm < GREEDY_BELOW, 1.0, warm)
         counts = [self.rows.fact(rows[i]).params.logprobs or 0 for i in wanted]
         return tokens, top_logprobs(self.normalize(raw), tokens[wanted], counts)

@@ -148,26 +148,29 @@ def check_sample(
     logits = randn(rows, vocab) * 3
     logits[2] = (logits[2] * 2).round() / 2  # many ties
     logits[3, 1::2] = -torch.inf
-    settings = (
-        torch.tensor([temperature] * (rows - 1) + [0.0]),
-        torch.full((rows,), top_k, dtype=torch.int32),
-        torch.full((rows,), top_p),
-        torch.full((rows,), min_p),
-        torch.tensor([0, 1, -1, 2**63 - 1, 5]),
-        torch.tensor([0, 7, 7, 100_000, 3]),
-    )
-    filtered = top_k > 0 or top_p < 1 or min_p > 0
-    expected = sample.reference(logits, *settings, filtered)
-    actual = sample.triton(logits.to(device), *(setting.to(device) for setting in settings), filtered)
+    row_ids, positions = torch.tensor([6, 0, 5, 2, 3]).int(), torch.tensor([0, 7, 7, 100_000, 3]).int()
+    floats, integers = torch.full((3, 7), POISON), torch.full((2, 7), -1)
+    floats[:, row_ids] = torch.tensor([temperature, top_p, min_p])[:, None]
+    floats[0, row_ids[-1]] = 0.0
+    integers[0, row_ids] = torch.tensor([0, 1, -1, 2**63 - 1, 5])
+    integers[1, row_ids] = top_k
+    tokens = torch.full((7, 100_001), -1).int()
+    settings = (row_ids, positions, floats, integers, tokens)
+    copies = [setting.to(device, copy=True) for setting in settings]
+    expected = sample.reference(logits, *settings)
+    actual = sample.triton(logits.to(device), *copies)
     assert actual.cpu().tolist() == expected.tolist()
+    assert tokens[row_ids, positions].tolist() == expected.tolist() and (tokens >= 0).sum() == rows
+    assert torch.equal(copies[-1].cpu(), tokens)
 
 
 def check_sample_of_broken_logits(device: str, _: object) -> None:
     logits = torch.full((2, 37), float("nan"), device=device)
     logits[1] = -torch.inf
-    zeros, ones = torch.zeros(2, device=device), torch.ones(2, device=device)
-    tokens = sample.triton(logits, ones, zeros.int() + 3, ones / 2, zeros, zeros.long(), zeros.long(), True)
-    assert all(0 <= token < 37 for token in tokens.tolist())
+    rows, floats = torch.tensor([0, 1], device=device).int(), torch.tensor([[1.0], [0.5], [0.0]], device=device)
+    integers, tokens = torch.tensor([[0], [3]], device=device), torch.zeros(2, 1, device=device).int()
+    drawn = sample.triton(logits, rows, rows * 0, floats.repeat(1, 2), integers.repeat(1, 2), tokens)
+    assert all(0 <= token < 37 for token in drawn.tolist())
 
 
 # -- attention ------------------------------------------------------------------------------------------------------
@@ -310,6 +313,8 @@ CHECKS: dict[str, Check] = {
             (1, 64, 1024, True),
             (3, 9, 64, True),
             (5, 4100, 200, True),
+            (20, 70, 2100, True),
+            (32, 9, 3072, False),
         )
     },
     **{f"join {shape}": partial(check_join, *shape) for shape in ((1, 1, 16), (37, 3, 80))},

@@ -164,8 +164,8 @@ class OwnConfig(PretrainedConfig):
 @pytest.mark.parametrize(
     ("model_type", "trust", "ran", "kind"),
     [
-        ("llama", False, False, "LlamaConfig"),
-        ("llama", True, False, "LlamaConfig"),
+        ("llama", False, False, "PreTrainedConfig"),
+        ("llama", True, False, "PreTrainedConfig"),
         ("own", False, False, "PreTrainedConfig"),
         ("own", True, True, "OwnConfig"),
     ],
@@ -183,6 +183,17 @@ def test_code_from_a_checkpoint(
     assert (tmp_path / "ran").exists() == ran
     assert (type(config).__name__, config.hidden_size) == (kind, 128)
     assert getattr(config, "window", None) == (5 if ran else None)
+
+
+def test_a_configuration_is_completed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What config.json leaves out, its class fills in; a second look needs no class, but other fields do."""
+    monkeypatch.setenv("HEADRACE_CACHE_ROOT", str(tmp_path / "cache"))
+    files = ModelFiles("m", str(config_dir(tmp_path / "m", LLAMA)), "hf")
+    first = source.load_config(files)
+    monkeypatch.setattr("transformers.models.auto.configuration_auto.CONFIG_MAPPING", {})
+    again, other = source.load_config(files), source.load_config(files, {"hidden_size": 128})
+    assert again.to_dict() == first.to_dict() and again.rms_norm_eps == 1e-6
+    assert not hasattr(other, "rms_norm_eps")
 
 
 def test_generation_defaults(tmp_path: Path) -> None:
