@@ -52,7 +52,7 @@ class Backend(Protocol):
     """Paged causal attention of one kind of layer: prefill, decode and mixed steps in one varlen call."""
 
     name: str
-    capturable: int  # in steps of up to so many tokens what ``run`` launches depends on its tensors' shapes alone
+    capturable: int  # if no row has more query tokens, what ``run`` launches depends on its tensors' shapes alone
 
     def __init__(self, spec: AttentionSpec, device: torch.device, dtype: torch.dtype): ...
 

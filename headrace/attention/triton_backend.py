@@ -49,6 +49,8 @@ class Tiling:
         tokens. Fields: row, first token, number of queries, position of the first, first key, last key + 1, number of
         the range among all ranges (-1: the item is whole), that of the item's first range, how many ranges it has.
         """
+        if not len(rows):
+            return np.empty((0, FIELDS), np.int64)
         row, tile = spread(-(-counts // self.queries))
         first = tile * self.queries
         token = tokens[row] + first
@@ -70,11 +72,13 @@ class Tiling:
         begin = start[item] + place * length[item]
         end = np.minimum(begin + length[item], stop[item])
         columns = (rows[row][item], token[item], queries[item], position[item], begin, end)
-        return np.stack((*columns, origin[item] + place, origin[item], ranges[item]), axis=1)
+        return np.array((*columns, origin[item] + place, origin[item], ranges[item])).T
 
 
 def spread(counts: Array) -> tuple[Array, Array]:
     """``counts[i]`` times each index i, and the place of each among its equals."""
+    if counts.sum() == len(counts):  # once each: most steps are like that
+        return np.arange(len(counts)), np.zeros(len(counts), np.int64)
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]
 
@@ -126,7 +130,7 @@ class TritonBackend:
             others = others[counts[others] < LONG]
         decodes, prefills = (
             tiling.cut(self.spec, rows[part], tokens[part], counts[part], contexts[part])
-            for tiling, part in ((self._decode(num_decodes), np.arange(num_decodes)), (self.prefill, others))
+            for tiling, part in ((self._decode(num_decodes), slice(num_decodes)), (self.prefill, others))
         )
         return np.concatenate(([len(decodes), len(prefills)], decodes.ravel(), prefills.ravel()))
 

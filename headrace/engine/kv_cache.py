@@ -14,7 +14,10 @@ BlockKey = tuple[int, bytes]  # KV group, hash of the block's tokens and of all 
 
 
 class BlockPool:
-    """Reference-counted blocks. Free blocks keep their contents and key until reused, least recently freed first."""
+    """Reference-counted blocks. Free blocks keep their contents and key until reused.
+
+    Those without a key, which nobody can look up, are reused first, then the least recently freed.
+    """
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
@@ -56,6 +59,8 @@ class BlockPool:
         self._references[block] -= 1
         if self._references[block] == 0:
             self._free[block] = None
+            if self._key_of[block] is None:
+                self._free.move_to_end(block, last=False)
 
     def lookup(self, key: BlockKey) -> int | None:
         return self._block_of.get(key)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headrace.ops.linear import linear
+from headrace.ops.activation import act_and_mul
+from headrace.ops.linear import gated_linear, linear
 
 
 class Method(Protocol):
@@ -33,6 +34,10 @@ class Method(Protocol):
         """``x`` [..., in_features] times the weights, plus the bias if there is one: [..., out_features]."""
         ...
 
+    def apply_gated(self, layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """``activation(gate) * up`` of what ``apply`` gives, the gate's outputs first: [..., out_features / 2]."""
+        return act_and_mul(self.apply(layer, x), activation)
+
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights of the outputs ``indices`` int64 [T]: [T, in_features] in ``dtype``."""
         ...
@@ -42,7 +47,7 @@ class Method(Protocol):
         ...
 
 
-class Unquantized:
+class Unquantized(Method):
     """Weights in the model's dtype."""
 
     def allocate(
@@ -59,6 +64,9 @@ class Unquantized:
 
     def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         return linear(x, layer.weight, layer.bias)
+
+    def apply_gated(self, layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return gated_linear(x, layer.weight, layer.bias, activation)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return F.embedding(indices, layer.weight)

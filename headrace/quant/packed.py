@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from headrace.ops import int4, int8
+from headrace.quant.method import Method
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def products() -> Products:
     return Products(12, torch.float32, capability)
 
 
-class Int4Blocks:
+class Int4Blocks(Method):
     """4-bit codes in blocks of 32 with a scale and a bias each (``ops.int4``), multiplied in bfloat16.
 
     ``blocks`` uint8 [N, K / 32, 20] is what is loaded, looked up and expanded; ``finish`` adds ``packed`` and
@@ -56,7 +57,7 @@ class Int4Blocks:
         if x.shape[0] <= best.few_rows:
             y = int4.linear_packed(x, layer.packed, layer.groups)
         else:
-            y = int4.linear_expanded(x, layer.blocks, best.dtype)
+            y = int4.linear_expanded(evened(x), layer.blocks, best.dtype)[: x.shape[0]]
         return y if layer.bias is None else y.add_(layer.bias)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -66,7 +67,7 @@ class Int4Blocks:
         return int(layer.packed.nbytes + layer.groups.nbytes)
 
 
-class Int8Rows:
+class Int8Rows(Method):
     """8-bit ``codes`` [N, K] with one of ``scales`` [N] for each output (``ops.int8``), multiplied in bfloat16."""
 
     def allocate(
@@ -85,7 +86,7 @@ class Int8Rows:
         if x.shape[0] <= best.few_rows:
             y = int8.linear_packed(x, layer.codes, layer.scales)
         else:
-            y = int8.linear_expanded(x, layer.codes, layer.scales, best.dtype)
+            y = int8.linear_expanded(evened(x), layer.codes, layer.scales, best.dtype)[: x.shape[0]]
         return y if layer.bias is None else y.add_(layer.bias)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -94,6 +95,11 @@ class Int8Rows:
 
     def num_bytes(self, layer: Any) -> int:
         return int(layer.codes.nbytes + layer.scales.nbytes)
+
+
+def evened(x: torch.Tensor) -> torch.Tensor:
+    """``x`` [M, K] with rows of zeros up to a multiple of 64: oneDNN compiles, and keeps, a kernel for every M."""
+    return F.pad(x, (0, 0, 0, -x.shape[0] % 64))
 
 
 def frozen(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:

@@ -67,13 +67,14 @@ def pack(plan: Plan, backends: Sequence[Backend], spare: int, shape: Shape | Non
     works = [backend.plan(rows, counts, contexts, num_decodes) for backend in backends]
     shape = shape or Shape(int(ends[-1]), len(rows), tuple(map(len, works)))
     numbers = np.zeros(sum(shape.parts), dtype=np.int32)
-    query_start, *others = np.split(numbers, np.cumsum(shape.parts)[:-1])
-    query_start[1:] = ends[-1]
-    query_start[1 : len(rows) + 1] = ends
-    others[2][:] = spare
-    filling = (rows, starts, rows[sampled], contexts[sampled], ends[sampled] - 1, *works)
-    for part, values in zip(others, filling, strict=True):
-        part[: len(values)] = values
+    sampled_rows = np.full(shape.num_rows, spare)
+    sampled_rows[: len(sampled)] = rows[sampled]
+    numbers[len(rows) + 1 : shape.num_rows + 1] = ends[-1]
+    filling = (ends, rows, starts, sampled_rows, contexts[sampled], ends[sampled] - 1, *works)
+    place = 1  # the first row's tokens start at 0
+    for size, values in zip((shape.num_rows, *shape.parts[1:]), filling, strict=True):
+        numbers[place : place + len(values)] = values
+        place += size
     return Batch(numbers, shape, plan.rows, plan.counts, contexts.tolist(), num_decodes, len(sampled))
 
 

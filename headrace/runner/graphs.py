@@ -20,7 +20,7 @@ from headrace.device import copy_to
 from headrace.runner.batch import Batch, Shape, pack
 from headrace.types import Plan
 
-LARGEST = 512  # tokens; launching the pieces of larger steps takes less time than running them
+LARGEST = 512  # tokens of a step with prefill; launching the pieces of larger ones takes less time than running them
 OVERDUE = 16  # steps of a size that isn't captured yet: about what they lost by padding is what a capture takes
 
 
@@ -58,12 +58,15 @@ class Graph:
         return self.step
 
 
-def capture_sizes(config: Config, limit: int) -> list[int]:
-    """Numbers of tokens, up to ``limit``, to capture steps for: those asked for, or close where padding costs most."""
+def capture_sizes(config: Config, limit: int, num_rows: int) -> list[int]:
+    """Numbers of tokens, up to ``limit``, to capture steps for: those asked for, or close where padding costs most.
+
+    Of those over ``LARGEST`` only steps in which each of up to ``num_rows`` rows decodes.
+    """
     if config.model.enforce_eager:
         return []
-    most = min(config.model.max_cudagraph_capture_size or LARGEST, limit)
-    usual = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, most, 32), most]
+    most = min(config.model.max_cudagraph_capture_size or max(LARGEST, num_rows), limit)
+    usual = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, LARGEST, 32), *range(LARGEST, most, 128), most]
     return sorted({size for size in config.model.cudagraph_capture_sizes or usual if 0 < size <= most})
 
 
@@ -110,7 +113,7 @@ class Graphs:
     @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:
         """Capture the two steps of this size. May be done between any two steps."""
-        for mixed in (True, False) if num_tokens > 2 else (False,):
+        for mixed in (True, False) if 2 < num_tokens <= LARGEST else (False,):
             num_rows = min(num_tokens, self._num_rows)
             plan = dummy_plan(num_tokens, num_rows, self._num_rows, self._max_model_len, mixed)
             work = tuple(backend.most_work(num_tokens, num_rows) for backend in self._backends)
@@ -130,10 +133,10 @@ class Graphs:
     def find(self, plan: Plan) -> Graph | None:
         """The smallest captured step that holds ``plan``."""
         num_tokens = sum(plan.counts)
-        if not self.sizes or num_tokens > self.sizes[-1]:
+        mixed = num_tokens > len(plan.counts)
+        if num_tokens > self.sizes[-1] or (mixed and num_tokens > LARGEST):
             return None
         size = self.sizes[bisect.bisect_left(self.sizes, num_tokens)]
-        mixed = num_tokens > len(plan.counts)
         if (size, False) not in self._graphs:
             self._missed[size] += 1
             if self._missed[size] >= OVERDUE:

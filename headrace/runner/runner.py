@@ -26,7 +26,7 @@ from headrace.ops.jit import compiling
 from headrace.runner import memory
 from headrace.runner.batch import Batch, pack, sampled_places, unpack
 from headrace.runner.facts import Facts, settle
-from headrace.runner.graphs import Graphs, Step, capture_sizes, dummy_plan
+from headrace.runner.graphs import LARGEST, Graphs, Step, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
@@ -268,13 +268,12 @@ class Runner:
         if self.model.waits_for_device:
             reason = "the host counts each expert's tokens"
         for backend in self._backends:
-            if not backend.capturable:
+            if backend.capturable < LARGEST:
                 reason = f"the attention backend {backend.name} works from the host's numbers"
         if reason:
             logger.info("No step is captured as a CUDA graph: %s", reason)
             return []
-        limits = [backend.capturable for backend in self._backends]
-        return capture_sizes(self.config, min(self.facts.max_num_batched_tokens, *limits))
+        return capture_sizes(self.config, self.facts.max_num_batched_tokens, self.facts.max_num_seqs)
 
     def _new_graphs(self) -> Graphs:
         rows = self.rows
