@@ -58,10 +58,6 @@ class Linear(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(self, x)
 
-    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
-        """``activation`` of the first half of the outputs times the other half."""
-        return self.method.apply_gated(self, x, activation)
-
     def targets(self, path: str) -> Iterator[Target]:
         """Each part goes by its own name beside the layer (``q.weight`` in ``qkv``), all together by the layer's."""
         parent = path.rpartition(".")[0]

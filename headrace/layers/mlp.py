@@ -5,7 +5,7 @@ import torch
 from headrace.layers.layer import Layer
 from headrace.layers.linear import Linear
 from headrace.layers.slots import MlpSlot
-from headrace.ops.activation import activation
+from headrace.ops.activation import act_and_mul, activation
 from headrace.quant.method import MethodFor, unquantized
 
 
@@ -38,6 +38,6 @@ class Mlp(Layer):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gated:
-            return self.down(self.gate_up.gated(x, self.activation))
-        return self.down(activation(self.gate_up(x), self.activation))
+        inner = self.gate_up(x)
+        inner = act_and_mul(inner, self.activation) if self.gated else activation(inner, self.activation)
+        return self.down(inner)

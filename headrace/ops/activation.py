@@ -64,23 +64,16 @@ def _act_and_mul_kernel(gate_up, out, inner, ACTIVATION: tl.constexpr, BLOCK: tl
     places = gate_up + row * 2 * inner + columns
     gate = tl.load(places, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(places + inner, mask=inside, other=0.0).to(tl.float32)
-    result = activated(gate, ACTIVATION) * up
-    tl.store(out + row * inner + columns, result.to(out.dtype.element_ty), mask=inside)
-
-
-@jit
-def activated(x, ACTIVATION: tl.constexpr):
-    """``activation`` of float32 values, within a kernel."""
     if ACTIVATION == "silu":
-        x = x * tl.sigmoid(x)
+        gate = gate * tl.sigmoid(gate)
     elif ACTIVATION == "gelu":
-        x = x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        gate = gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
         # 0.5 * (1 + tanh(z)) is sigmoid(2z)
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     elif ACTIVATION == "relu":
-        x = tl.maximum(x, 0.0)
+        gate = tl.maximum(gate, 0.0)
     else:
         tl.static_assert(ACTIVATION == "relu2")
-        x = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    return x
+        gate = tl.maximum(gate, 0.0) * tl.maximum(gate, 0.0)
+    tl.store(out + row * inner + columns, (gate * up).to(out.dtype.element_ty), mask=inside)

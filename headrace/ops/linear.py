@@ -7,7 +7,6 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from headrace.ops.activation import act_and_mul, activated
 from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, op
 
@@ -25,75 +24,33 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @linear.on_triton
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    y = _by_few_rows(x, weight, bias, "")
-    return F.linear(x, weight, bias) if y is None else y
-
-
-@op
-def gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-    """``activation(gate) * up`` [T, I] of ``x`` [T, K] times ``weight`` [2 * I, K], gate first, plus ``bias``."""
-    return act_and_mul(F.linear(x, weight, bias), activation)
-
-
-@gated_linear.on_triton
-def _gated_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-    y = _by_few_rows(x, weight, bias, activation)
-    return act_and_mul(F.linear(x, weight, bias), activation) if y is None else y
-
-
-def _by_few_rows(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor | None:
-    """``linear``, or if an activation is named ``gated_linear``; None if there are too many rows.
-
-    Reads the weights once. What is chosen where was the fastest of those tried on an H200.
-    """
+    """Reads the weights once. What is chosen where was the fastest of those tried on an H200."""
     num_outputs, num_inputs = weight.shape
-    if x.ndim != 2 or x.shape[0] > FEW or (x.shape[0] > 1 and x.dtype == torch.float32):
-        return None
-    y = x.new_empty(x.shape[0], num_outputs // 2 if activation else num_outputs)
-    if x.shape[0] == 1:
-        outputs, block = 2 if activation or num_inputs <= 2048 else 1, min(next_power_of_2(num_inputs), 2048)
+    if x.ndim == 2 and x.shape[0] == 1:
+        y = x.new_empty(1, num_outputs)
+        outputs, block = 2 if num_inputs <= 2048 else 1, min(next_power_of_2(num_inputs), 2048)
         _matvec_kernel[(-(-num_outputs // outputs),)](
-            *(x, weight, bias, y, num_outputs, num_inputs, activation, outputs, block),
+            *(x, weight, bias, y, num_outputs, num_inputs, outputs, block),
             num_warps=4 if block <= 1024 else 8,
             num_stages=3,
             **early(x.device),
         )
-    elif x.shape[0]:
+        return y
+    if x.ndim == 2 and x.shape[0] <= FEW and x.dtype != torch.float32:
+        y = x.new_empty(x.shape[0], num_outputs)
         outputs, tiles, splits = _divide(num_outputs, num_inputs)
         rows = 16 if x.shape[0] <= 16 else FEW
         size = (tiles * splits, outputs * rows)
         sums = torch.empty(size, dtype=torch.float32, device=x.device) if splits > 1 else None
         _few_rows_kernel[(tiles, splits)](
             *(x, weight, bias, y, sums, _arrivals(x.device), x.shape[0], num_outputs, num_inputs),
-            *(-(-num_inputs // (splits * BLOCK)) * BLOCK, num_inputs % BLOCK == 0, activation),
-            *(splits, rows, outputs, BLOCK),
+            *(-(-num_inputs // (splits * BLOCK)) * BLOCK, num_inputs % BLOCK == 0, splits, rows, outputs, BLOCK),
             num_warps=4,
             num_stages=5 if outputs == 16 else 4,
             **early(x.device),
         )
-    return y
-
-
-@jit
-def _rows_of(tile, num_outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
-    """The rows of the weights that a tile multiplies by; if gated its half of gates, then as many of the other half."""
-    line = tl.arange(0, OUTPUTS)
-    if GATED:
-        half = num_outputs // 2
-        row = tl.minimum(tile * (OUTPUTS // 2) + line % (OUTPUTS // 2), half - 1) + line // (OUTPUTS // 2) * half
-    else:
-        row = tl.minimum(tile * OUTPUTS + line, num_outputs - 1)
-    return row
-
-
-@jit
-def _gated(total, ACTIVATION: tl.constexpr):
-    """``activation(gate) * up`` of the two halves of ``total`` [OUTPUTS, ROWS]."""
-    halves = tl.reshape(total, [2, total.shape[0] // 2, total.shape[1]])
-    gate, up = tl.split(tl.permute(halves, (1, 2, 0)))
-    return activated(gate, ACTIVATION) * up
+        return y
+    return F.linear(x, weight, bias)
 
 
 @jit
@@ -104,38 +61,24 @@ def _matvec_kernel(
     y,
     num_outputs,
     NUM_INPUTS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    GATED: tl.constexpr = ACTIVATION != ""
-    row = _rows_of(tl.program_id(0), num_outputs, OUTPUTS, GATED)
-    weights = weight + row.to(tl.int64)[:, None] * NUM_INPUTS
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    rows = weight + output.to(tl.int64)[:, None] * NUM_INPUTS
     await_predecessor(EARLY)
     total = tl.zeros([OUTPUTS, BLOCK], dtype=tl.float32)
     for start in range(0, NUM_INPUTS, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        inside = column < NUM_INPUTS
-        values = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
-        tile = tl.load(weights + column[None, :], mask=inside[None, :], other=0.0, eviction_policy="evict_first")
-        total += values[None, :] * tile.to(tl.float32)
+        values = tl.load(x + column, mask=column < NUM_INPUTS, other=0.0).to(tl.float32)
+        inside = (output < num_outputs)[:, None] & (column < NUM_INPUTS)[None, :]
+        weights = tl.load(rows + column[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+        total += values[None, :] * weights.to(tl.float32)
     result = tl.sum(total, axis=1)
     if bias is not None:
-        result += tl.load(bias + row).to(tl.float32)
-    _store(y, result[:, None], tl.program_id(0), num_outputs, 1, ACTIVATION)
-
-
-@jit
-def _store(y, total, tile, num_outputs, num_rows, ACTIVATION: tl.constexpr):
-    """Write a tile's outputs ``total`` [OUTPUTS, ROWS], or what they are gated to."""
-    if ACTIVATION != "":
-        total = _gated(total, ACTIVATION)
-        num_outputs = num_outputs // 2
-    output = tile * total.shape[0] + tl.arange(0, total.shape[0])[:, None]
-    row = tl.arange(0, total.shape[1])[None, :]
-    inside = (output < num_outputs) & (row < num_rows)
-    tl.store(y + row * num_outputs + output, total.to(y.dtype.element_ty), inside)
+        result += tl.load(bias + output, mask=output < num_outputs, other=0.0).to(tl.float32)
+    tl.store(y + output, result.to(y.dtype.element_ty), mask=output < num_outputs)
 
 
 def _divide(num_outputs: int, num_inputs: int) -> tuple[int, int, int]:
@@ -167,7 +110,6 @@ def _few_rows_kernel(
     num_inputs,
     span,
     EVEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -176,10 +118,10 @@ def _few_rows_kernel(
 ):
     """A tile of outputs by ``span`` of the inputs; the last program to arrive adds up what all of its tile found."""
     tile, part = tl.program_id(0), tl.program_id(1)
-    output = _rows_of(tile, num_outputs, OUTPUTS, ACTIVATION != "")
+    output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
-    weights = weight + output.to(tl.int64)[:, None] * num_inputs + column[None, :]
+    weights = weight + tl.minimum(output, num_outputs - 1).to(tl.int64)[:, None] * num_inputs + column[None, :]
     inputs = x + row[None, :] * num_inputs + column[:, None]
     real = (row < num_rows)[None, :]
     await_predecessor(EARLY)
@@ -204,6 +146,7 @@ def _few_rows_kernel(
             for other in tl.static_range(SPLITS):
                 total += tl.load(places + other * (OUTPUTS * ROWS), real, 0.0, cache_modifier=".cg")
     if last:
+        inside = (output < num_outputs)[:, None]
         if bias is not None:
-            total += tl.load(bias + output)[:, None].to(tl.float32)
-        _store(y, total, tile, num_outputs, num_rows, ACTIVATION)
+            total += tl.load(bias + output[:, None], inside, 0.0).to(tl.float32)
+        tl.store(y + row[None, :] * num_outputs + output[:, None], total.to(y.dtype.element_ty), inside & real)

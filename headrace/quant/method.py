@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from headrace.ops.activation import act_and_mul
-from headrace.ops.linear import gated_linear, linear
+from headrace.ops.linear import linear
 
 
 class Method(Protocol):
@@ -33,10 +32,6 @@ class Method(Protocol):
     def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in_features] times the weights, plus the bias if there is one: [..., out_features]."""
         ...
-
-    def apply_gated(self, layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
-        """``activation(gate) * up`` of what ``apply`` gives, the gate's outputs first: [..., out_features / 2]."""
-        return act_and_mul(self.apply(layer, x), activation)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The weights of the outputs ``indices`` int64 [T]: [T, in_features] in ``dtype``."""
@@ -64,9 +59,6 @@ class Unquantized(Method):
 
     def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         return linear(x, layer.weight, layer.bias)
-
-    def apply_gated(self, layer: Any, x: torch.Tensor, activation: str) -> torch.Tensor:
-        return gated_linear(x, layer.weight, layer.bias, activation)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return F.embedding(indices, layer.weight)

@@ -20,7 +20,7 @@ from headrace.layers.rope import RotaryTable
 from headrace.layers.slots import Rope
 from headrace.ops.activation import FUNCTIONS, act_and_mul
 from headrace.ops.join import join
-from headrace.ops.linear import gated_linear, linear
+from headrace.ops.linear import linear
 from headrace.ops.locate import locate
 from headrace.ops.norm import add_rms_norm, rms_norm
 from headrace.ops.rope import HeadNorms, rope_and_cache
@@ -71,16 +71,6 @@ def check_linear(rows: int, outputs: int, inputs: int, bias: bool, device: str, 
     expected = linear.reference(x.float(), weight.float(), None if added is None else added.float())
     on = [None if tensor is None else tensor.to(device) for tensor in (x, weight, added)]
     assert_close(linear.triton(*on), expected, dtype, 4)
-
-
-def check_gated_linear(rows: int, inner: int, inputs: int, bias: bool, device: str, dtype: torch.dtype) -> None:
-    x, weight = randn(rows, inputs).to(dtype), (randn(2 * inner, inputs, seed=1) * inputs**-0.5).to(dtype)
-    added = randn(2 * inner, seed=2).to(dtype) if bias else None
-    on = [None if tensor is None else tensor.to(device) for tensor in (x, weight, added)]
-    for name in FUNCTIONS:
-        exact = (x.float(), weight.float(), None if added is None else added.float())
-        # A product of two rounded ones, if many rows take the way of the reference.
-        assert_close(gated_linear.triton(*on, name), gated_linear.reference(*exact, name), dtype, 8)
 
 
 def check_join(tokens: int, heads: int, dim: int, device: str, dtype: torch.dtype) -> None:
@@ -325,17 +315,6 @@ CHECKS: dict[str, Check] = {
             (5, 4100, 200, True),
             (20, 70, 2100, True),
             (32, 9, 3072, False),
-        )
-    },
-    **{
-        f"gated linear {rows}x{inputs} by {inner}{' and bias' * bias}": partial(
-            check_gated_linear, rows, inner, inputs, bias
-        )
-        for rows, inner, inputs, bias in (
-            (1, 7, 100, True),
-            (3, 40, 256, False),
-            (20, 33, 200, True),
-            (40, 5, 32, True),
         )
     },
     **{f"join {shape}": partial(check_join, *shape) for shape in ((1, 1, 16), (37, 3, 80))},
