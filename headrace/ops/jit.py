@@ -5,9 +5,11 @@ Without Triton the modules that hold kernels still import; ``registry.triton_unu
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,12 +41,17 @@ def early(device: torch.device) -> dict[str, bool]:
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Within it kernels are compiled, many at a time, where else they would run; so what they'd write isn't written."""
-    run = JITFunction.run
+    run, parse, parsing = JITFunction.run, ast.parse, threading.Lock()
+
+    def parse_alone(*args: Any, **options: Any) -> ast.AST:
+        with parsing:  # CPython 3.11 raises SystemError if two threads build syntax trees at a time
+            return parse(*args, **options)
 
     def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         return run(kernel, *args, warmup=True, **options)
 
     with (
+        mock.patch.object(ast, "parse", parse_alone),  # the first, as leaving the next two awaits the compilers
         ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
         AsyncCompileMode(pool),
         mock.patch.object(JITFunction, "run", compile_only),

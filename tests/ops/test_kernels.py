@@ -1,17 +1,21 @@
-"""Every kernel against its reference, through Triton's interpreter, which a process has to choose before it starts."""
+"""Every kernel against its reference, and through the compiler, each in a process of its own: Triton is interpreted, or
+believes in a GPU, from a process's start on."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_interpreted_kernels_agree_with_their_references() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/interpreted.py"]
+
+@pytest.mark.parametrize(("file", "interpret"), [("interpreted.py", "1"), ("compiled.py", "0")])
+def test_kernels(file: str, interpret: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/{file}"]
     ran = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": interpret},
         capture_output=True,
         text=True,
     )
