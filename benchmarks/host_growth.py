@@ -14,6 +14,7 @@ import time
 from collections import deque
 
 from headrace.engine.kv_cache import KVCache
+from headrace.engine.process import NEW_OBJECTS
 from headrace.engine.request import Request
 from headrace.engine.scheduler import Limits, Scheduler, Step
 from headrace.types import KVCacheLayout, KVGroup, Sampled, SamplingParams, Submit
@@ -101,7 +102,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     gc.collect()
-    gc.freeze()  # as the engine does
+    gc.freeze()  # as the engine's process does
+    gc.set_threshold(NEW_OBJECTS)
     steps = {}
     print("rows | plan, µs | commit, µs | slowest step, µs")
     for rows in arguments.rows:

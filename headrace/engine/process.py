@@ -5,6 +5,7 @@ dies, by whatever signal, the kernel kills it or stdin ends, and it goes. Knows 
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ from headrace.models.source import ModelFiles
 from headrace.types import Abort, Fatal, FromEngine, ResetPrefixCache, Shutdown, Submit, ToEngine
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+NEW_OBJECTS = 100_000  # between two garbage collections: they hold a step up, and look through all that requests hold
 LENGTH_BYTES = 4  # of the length that precedes the boot message on stdin
 
 
@@ -92,6 +94,7 @@ def serve(config: Config, files: ModelFiles, link: Link) -> None:
     from headrace.engine.start import build_engine
 
     engine = build_engine(config, files, link.send)
+    gc.set_threshold(NEW_OBJECTS)
     engine.info.pid = os.getpid()
     link.send(engine.info)
     while take_messages(engine, link):
