@@ -199,7 +199,8 @@ class Scheduler:
         )
 
     def _advance(self, step: Step, request: Request, count: int, blocks: list[NewBlocks]) -> None:
-        start, step.plan.new_blocks = request.num_planned, step.plan.new_blocks + blocks
+        start = request.num_planned
+        step.plan.new_blocks.extend(blocks)
         self._stats.prompt_tokens += max(0, min(count, request.num_prompt_tokens - start))
         request.num_planned += count
         reached = request.num_planned == request.num_tokens

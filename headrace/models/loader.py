@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -24,18 +24,15 @@ MAX_THREADS = 8
 class Loadable(Protocol):
     """A model as the loader sees it."""
 
+    def accepts(self, checkpoint_name: str) -> bool:
+        """Whether it has a place for a tensor of that name, maybe one in another form than its plain values."""
+        ...
+
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None: ...
 
     def finish_loading(self) -> None: ...
 
     def init_dummy(self, seed: int) -> None: ...
-
-
-@runtime_checkable
-class Choosing(Protocol):
-    """A model that takes some tensors in other forms than their plain values, under other names."""
-
-    def accepts(self, checkpoint_name: str) -> bool: ...
 
 
 def load(
@@ -61,8 +58,7 @@ def _chunks(files: ModelFiles, decoder: Loadable) -> list[Chunk]:
     if files.kind == "gguf":
         from headrace.models.gguf.weights import gguf_chunks
 
-        accepts = decoder.accepts if isinstance(decoder, Choosing) else lambda name: False
-        return gguf_chunks(Path(files.path), accepts)
+        return gguf_chunks(Path(files.path), decoder.accepts)
     return [chunk for path in weight_files(Path(files.path)) for chunk in safetensors_chunks(path)]
 
 

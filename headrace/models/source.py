@@ -10,7 +10,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -227,9 +227,10 @@ def _completed(config: "PretrainedConfig", cached: Path) -> "PretrainedConfig":
     text = json.dumps(config.to_dict() | aliases)
     with contextlib.suppress(OSError):  # then the next start is slow, too
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=cached.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, cached)
+        with TemporaryDirectory(dir=cached.parent) as scratch:  # others see the file whole or not at all
+            part = Path(scratch) / cached.name
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, cached)
     return PretrainedConfig.from_dict(json.loads(text))
 
 

@@ -42,7 +42,7 @@ class Method(Protocol):
         ...
 
 
-class Unquantized(Method):
+class Unquantized:
     """Weights in the model's dtype."""
 
     def allocate(

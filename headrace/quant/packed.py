@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from headrace.ops import int4, int8
-from headrace.quant.method import Method
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,27 @@ def products() -> Products:
     return Products(12, torch.float32, capability)
 
 
-class Int4Blocks(Method):
+class Packed:
+    """What the methods here share: how a layer multiplies, given its two products."""
+
+    def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [M, in_features] times the weights as they are: [M, out_features]."""
+        raise NotImplementedError
+
+    def expanded(self, layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The same by the weights' values in ``dtype``."""
+        raise NotImplementedError
+
+    def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        best, num_rows = products(), x.shape[0]
+        if num_rows <= best.few_rows:
+            y = self.packed(layer, x)
+        else:  # rows of zeros up to a multiple of 64: oneDNN compiles, and keeps, a kernel for every M
+            y = self.expanded(layer, F.pad(x, (0, 0, 0, -num_rows % 64)), best.dtype)[:num_rows]
+        return y if layer.bias is None else y.add_(layer.bias)
+
+
+class Int4Blocks(Packed):
     """4-bit codes in blocks of 32 with a scale and a bias each (``ops.int4``), multiplied in bfloat16.
 
     ``blocks`` uint8 [N, K / 32, 20] is what is loaded, looked up and expanded; ``finish`` adds ``packed`` and
@@ -52,13 +71,11 @@ class Int4Blocks(Method):
         for name, parameter in frozen(dict(zip(("packed", "groups"), int4.pack(layer.blocks), strict=True))).items():
             layer.register_parameter(name, parameter)
 
-    def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        best = products()
-        if x.shape[0] <= best.few_rows:
-            y = int4.linear_packed(x, layer.packed, layer.groups)
-        else:
-            y = int4.linear_expanded(evened(x), layer.blocks, best.dtype)[: x.shape[0]]
-        return y if layer.bias is None else y.add_(layer.bias)
+    def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        return int4.linear_packed(x, layer.packed, layer.groups)
+
+    def expanded(self, layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return int4.linear_expanded(x, layer.blocks, dtype)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return int4.expand(layer.blocks.index_select(0, indices)).to(dtype)
@@ -67,7 +84,7 @@ class Int4Blocks(Method):
         return int(layer.packed.nbytes + layer.groups.nbytes)
 
 
-class Int8Rows(Method):
+class Int8Rows(Packed):
     """8-bit ``codes`` [N, K] with one of ``scales`` [N] for each output (``ops.int8``), multiplied in bfloat16."""
 
     def allocate(
@@ -81,13 +98,11 @@ class Int8Rows(Method):
     def finish(self, layer: Any) -> None:
         pass
 
-    def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        best = products()
-        if x.shape[0] <= best.few_rows:
-            y = int8.linear_packed(x, layer.codes, layer.scales)
-        else:
-            y = int8.linear_expanded(evened(x), layer.codes, layer.scales, best.dtype)[: x.shape[0]]
-        return y if layer.bias is None else y.add_(layer.bias)
+    def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        return int8.linear_packed(x, layer.codes, layer.scales)
+
+    def expanded(self, layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return int8.linear_expanded(x, layer.codes, layer.scales, dtype)
 
     def lookup(self, layer: Any, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         rows = F.embedding(indices, layer.codes)
@@ -95,11 +110,6 @@ class Int8Rows(Method):
 
     def num_bytes(self, layer: Any) -> int:
         return int(layer.codes.nbytes + layer.scales.nbytes)
-
-
-def evened(x: torch.Tensor) -> torch.Tensor:
-    """``x`` [M, K] with rows of zeros up to a multiple of 64: oneDNN compiles, and keeps, a kernel for every M."""
-    return F.pad(x, (0, 0, 0, -x.shape[0] % 64))
 
 
 def frozen(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:

@@ -95,7 +95,6 @@ class Graphs:
         self._launch, self._backends = launch, backends
         self._num_rows, self._max_model_len = num_rows, max_model_len
         self._graphs: dict[tuple[int, bool], Graph] = {}
-        self._captured: list[int] = []  # ascending
         self._missed: collections.Counter[int] = collections.Counter()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
@@ -105,10 +104,12 @@ class Graphs:
         """The sizes to begin with, the largest first: smaller ones then fit into the same memory."""
         return [size for size in reversed(self.sizes) if size & (size - 1) == 0 or size == self.sizes[-1]]
 
-    @property
-    def missing(self) -> list[int]:
-        """The sizes still to be captured, ascending."""
-        return [size for size in self.sizes if (size, False) not in self._graphs]
+    def capture_next(self) -> bool:
+        """Capture the largest of the sizes that are left; False if none is."""
+        left = [size for size in self.sizes if (size, False) not in self._graphs]
+        if left:
+            self.capture(left[-1])
+        return bool(left)
 
     @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:
@@ -128,7 +129,6 @@ class Graphs:
                 graph.capture_end()
             torch.cuda.current_stream().wait_stream(self._stream)
             self._graphs[num_tokens, mixed] = Graph(batch.shape, step, graph)
-        bisect.insort(self._captured, num_tokens)
 
     def find(self, plan: Plan) -> Graph | None:
         """The smallest captured step that holds ``plan``."""
@@ -136,11 +136,12 @@ class Graphs:
         mixed = num_tokens > len(plan.counts)
         if num_tokens > self.sizes[-1] or (mixed and num_tokens > LARGEST):
             return None
-        size = self.sizes[bisect.bisect_left(self.sizes, num_tokens)]
+        place = bisect.bisect_left(self.sizes, num_tokens)
+        size = self.sizes[place]
         if (size, False) not in self._graphs:
             self._missed[size] += 1
             if self._missed[size] >= OVERDUE:
                 self.capture(size)
             else:
-                size = self._captured[bisect.bisect_left(self._captured, size)]
+                size = next(larger for larger in self.sizes[place:] if (larger, False) in self._graphs)
         return self._graphs.get((size, mixed))

@@ -101,10 +101,7 @@ class Runner:
 
     def prepare(self) -> bool:
         """Capture one more of the usual steps, the largest first; False if there is none left. For idle moments."""
-        missing = self._graphs.missing if self._graphs else []
-        if missing and self._graphs:
-            self._graphs.capture(missing[-1])
-        return bool(missing)
+        return self._graphs is not None and self._graphs.capture_next()
 
     @torch.inference_mode()
     def execute(self, plan: Plan) -> Callable[[], Sampled]:

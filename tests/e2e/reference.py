@@ -23,6 +23,9 @@ class Reference:
         self._missing = dict(self._model.named_parameters())
         load(self, files)
 
+    def accepts(self, checkpoint_name: str) -> bool:
+        return False  # nothing but plain values
+
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
         with torch.no_grad():
             self._missing.pop(checkpoint_name).copy_(tensor)

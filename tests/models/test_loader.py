@@ -25,6 +25,9 @@ class Recorder:
         self.seed: int | None = None
         self.threads: set[str] = set()
 
+    def accepts(self, checkpoint_name: str) -> bool:
+        return False  # nothing but plain values
+
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
         assert checkpoint_name not in self.weights
         if tensor.shape == (13,):

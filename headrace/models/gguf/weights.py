@@ -27,7 +27,7 @@ PLAIN = {
 UNNEEDED = re.compile(r"^rope_(freqs|factors_long|factors_short)\.weight$|\.attn_rot_embd\.")
 
 
-def gguf_chunks(path: Path, accepts: Callable[[str], bool] = lambda name: False) -> list[Chunk]:
+def gguf_chunks(path: Path, accepts: Callable[[str], bool]) -> list[Chunk]:
     """All tensors of the file (and its other parts) that are weights, each a chunk of its own.
 
     A matrix comes expanded, by its name ``….weight``; or, if the model ``accepts`` such names, as the ``….blocks`` of
