@@ -38,7 +38,11 @@ def expand(blocks: torch.Tensor) -> torch.Tensor:
 
 def pack(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``blocks`` as the packed product wants them: (codes uint8 [N, K / 2], in an order that depends on the CPU;
-    scale and centre of each group bfloat16 [K / 32, N, 2], a weight being ``(code - 8) * scale + centre``)."""
+    scale and centre of each group bfloat16 [K / 32, N, 2], a weight being ``(code - 8) * scale + centre``).
+
+    Outputs of zeros make N a multiple of 16.
+    """
+    blocks = F.pad(blocks, (0, 0, 0, 0, 0, -blocks.shape[0] % MULTIPLE))
     num_outputs, num_groups, _ = blocks.shape
     packed = torch.empty(num_outputs, num_groups * CODE_BYTES, dtype=torch.uint8)
     for start in range(0, num_outputs, ROWS_A_PASS):

@@ -72,7 +72,8 @@ class Int4Blocks(Packed):
             layer.register_parameter(name, parameter)
 
     def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        return int4.linear_packed(x, layer.packed, layer.groups)
+        y, num_outputs = int4.linear_packed(x, layer.packed, layer.groups), layer.blocks.shape[0]
+        return y if y.shape[1] == num_outputs else y[:, :num_outputs]
 
     def expanded(self, layer: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return int4.linear_expanded(x, layer.blocks, dtype)

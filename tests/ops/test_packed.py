@@ -99,3 +99,12 @@ def test_a_row_does_not_depend_on_the_others(method: Int4Blocks | Int8Rows) -> N
         x = torch.randn(rows, 64).bfloat16()
         beside = torch.cat((x[:1], 1000 * torch.randn(rows - 1, 64).bfloat16()))
         assert torch.equal(method.apply(layer, x)[0], method.apply(layer, beside)[0])
+
+
+@pytest.mark.parametrize("outputs", [24, 33])
+def test_int4_takes_any_number_of_outputs(outputs: int) -> None:
+    """torch's kernel takes multiples of 16 only, but a vocabulary has any size."""
+    layer, blocks, x = torch.nn.Module(), some_blocks(outputs, 64), torch.randn(3, 64).bfloat16()
+    layer.blocks, layer.bias = torch.nn.Parameter(blocks, requires_grad=False), None
+    Int4Blocks().finish(layer)
+    close(Int4Blocks().apply(layer, x), x.float() @ int4.expand_reference(blocks).t())
