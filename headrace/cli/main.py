@@ -6,21 +6,25 @@ import sys
 from collections.abc import Sequence
 
 from headrace import __version__
-from headrace.cli.parser import FlagParser
+from headrace.cli.parser import FlagParser, Group
 from headrace.config import nearest
 from headrace.errors import ConfigError, HeadraceError
 
-COMMANDS = {
-    "serve": "Serve a model over an HTTP API like OpenAI's.",
-    "generate": "Continue prompts, without a server.",
-    "chat": "Chat with a model, in this process or on a server.",
-    "complete": "Let a model continue what you type, in this process or on a server.",
-    "bench": "Measure latency, throughput or start-up, and how near they are to the device's limits.",
-    "download": "Download a model.",
-    "models": "List the architectures that can be served.",
-    "collect-env": "Describe this machine and its software, for a bug report.",
-}
-USAGE = "usage: headrace COMMAND [ARGUMENT …]"
+HEADRACE = Group(
+    "headrace",
+    "headrace.cli",
+    "Headrace serves and runs large language models.",
+    {
+        "serve": "Serve a model over an HTTP API like OpenAI's.",
+        "generate": "Continue prompts, without a server.",
+        "chat": "Chat with a model, in this process or on a server.",
+        "complete": "Let a model continue what you type, in this process or on a server.",
+        "bench": "Measure a server or an engine, and how near it is to the device's limits.",
+        "download": "Download a model.",
+        "models": "List the architectures that can be served.",
+        "collect-env": "Describe this machine and its software, for a bug report.",
+    },
+)
 SIGINT_EXIT = 130  # 128 + SIGINT, as shells have it
 
 
@@ -40,38 +44,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(tokens: list[str]) -> int:
+def run(tokens: list[str], group: Group = HEADRACE) -> int:
+    """Run the command of ``group`` that ``tokens`` begin with; a command that is a group of its own takes the rest."""
     if tokens[:1] == ["help"] and len(tokens) > 1:
-        tokens = [tokens[1], "--help"]
+        tokens = [*tokens[1:], "--help"]
     name = tokens[0] if tokens else "--help"
     if name in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(group))
         return 0
     if name in ("-v", "-V", "--version"):
         print(__version__)
         return 0
-    if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} `headrace --help` lists them.")
-    command = importlib.import_module(f"headrace.cli.{name.replace('-', '_')}")
-    parser = FlagParser(prog=f"headrace {name}", description=COMMANDS[name])
+    if name not in group.commands:
+        near = nearest(name, group.commands)
+        raise ConfigError(f"there is no command {name!r}{near} `{group.prog} --help` lists them.")
+    command = importlib.import_module(f"{group.package}.{name.replace('-', '_')}")
+    if hasattr(command, "GROUP"):
+        return run(tokens[1:], command.GROUP)
+    parser = FlagParser(prog=f"{group.prog} {name}", description=group.commands[name])
     command.add_arguments(parser)
     code: int = command.run(parser.parse(tokens[1:]))
     return code
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help}" for name, help in COMMANDS.items()]
+def overview(group: Group) -> str:
+    width = max(map(len, group.commands))
     return "\n".join(
         [
-            USAGE,
+            f"usage: {group.prog} COMMAND [ARGUMENT …]",
             "",
-            "Headrace serves and runs large language models.",
+            group.description,
             "",
             "commands:",
-            *lines,
+            *(f"  {name:<{width}}  {help}" for name, help in group.commands.items()),
             "",
-            "`headrace COMMAND --help` lists a command's arguments; `headrace --version` prints the version.",
+            f"`{group.prog} COMMAND --help` lists a command's arguments; `headrace --version` prints the version.",
         ]
     )
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,16 @@ TITLES = {
 }
 ENGINE_GROUPS = tuple(group for group in GROUPS if group != "server")
 PREFIX = "option:"  # of the attributes that hold configuration options among a command's own arguments
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that share a beginning: each is a module of ``package`` with ``add_arguments`` and ``run``."""
+
+    prog: str
+    package: str
+    description: str
+    commands: dict[str, str]  # with what each is for
 
 
 class FlagParser(argparse.ArgumentParser):

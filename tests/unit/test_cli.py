@@ -1,6 +1,7 @@
 """The command line as a user meets it: spellings, one-line errors, chat and completion against a scripted server."""
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from headrace.cli import chat, collect_env, generate, serve
-from headrace.cli.main import COMMANDS, main
-from headrace.cli.parser import FlagParser, config_from, merged, normalize
+from headrace.cli import bench, chat, collect_env, generate, serve
+from headrace.cli.main import HEADRACE, main
+from headrace.cli.parser import FlagParser, Group, config_from, merged, normalize
 from headrace.cli.talk import Messages, room
 from headrace.config import Config
 from headrace.errors import ConfigError, RequestError
@@ -140,13 +141,17 @@ def test_wrong_config_file(content: str, sentence: str, tmp_path: Path) -> None:
     assert str(error.value).replace(str(file), "FILE").startswith(sentence)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([command, "--help"], ["help", command]):
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        assert end.value.code == 0
-        assert COMMANDS[command].rstrip(".") in capsys.readouterr().out.replace("\n", " ")
+@pytest.mark.parametrize("group", [HEADRACE, bench.GROUP], ids=lambda group: group.prog)
+def test_every_command_has_help(group: Group, capsys: pytest.CaptureFixture[str]) -> None:
+    before = group.prog.split()[1:]
+    assert main(before) == 0
+    overview = capsys.readouterr().out
+    for command, purpose in group.commands.items():
+        assert purpose in overview
+        for words in ([*before, command, "--help"], [*before, "help", command], ["help", *before, command]):
+            with contextlib.suppress(SystemExit):
+                main(words)
+            assert capsys.readouterr().out.startswith(f"usage: {group.prog} {command}")
 
 
 # -- generate, models, collect-env ----------------------------------------------------------------------------------

@@ -1,0 +1,14 @@
+"""``headrace bench …``: a file for every kind of measurement, its flags and what it prints."""
+
+from headrace.cli.parser import Group
+
+GROUP = Group(
+    "headrace bench",
+    "headrace.cli.bench",
+    "Measures a server or an engine, and says how near each figure is to what the device allows.",
+    {
+        "latency": "Time batches of requests on an engine in this process.",
+        "throughput": "Run many requests at once on an engine in this process.",
+        "startup": "Time how long a new process takes until its engine is ready.",
+    },
+)
