@@ -215,6 +215,8 @@ class StepCost(msgspec.Struct, frozen=True):
     head_flops: int  # of the vocabulary's, a sampled token
     kv_bytes: int  # of keys and values, a token of context
     attention_flops: int  # a token and token of context
+    expert_bytes: int = 0  # of weight_bytes: those of experts that tokens are routed to
+    expert_share: float = 0.0  # of the experts that one token uses
 
 
 class EngineInfo(msgspec.Struct, tag="ready"):

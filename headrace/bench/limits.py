@@ -1,12 +1,43 @@
-"""What the device allows: its ceilings, measured in the same run, and the least time a step can take by them."""
+"""What a device allows: how fast it reads and multiplies, the least time a step can take by that, and the share reached.
+
+The one owner of this arithmetic: benchmarks use it with ceilings measured in the same run, the roofline with those of a
+data sheet. Seconds throughout.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 
-from headrace.types import EngineInfo
+from headrace.types import StepCost
+
+
+class Costed(Protocol):
+    """Whatever knows what its steps cost: ``EngineInfo`` of a running engine, a share of a planned one."""
+
+    @property
+    def cost(self) -> StepCost: ...
+
+
+class StepTime(NamedTuple):
+    """The least times of a step's parts. Weights are read while products run; the cache is read beside neither."""
+
+    weights: float  # reading them
+    products: float  # of matrices, and attention's in prefill
+    cache: float  # reading it
+
+    @property
+    def total(self) -> float:
+        return max(self.weights, self.products) + self.cache
+
+
+class Utilization(NamedTuple):
+    """Shares of the device's ceilings, 0 to 1."""
+
+    mbu: float  # model bandwidth utilization: bytes that had to be read, of those that could have been
+    mfu: float  # model FLOP utilization: likewise of the operations
 
 
 @dataclass(frozen=True)
@@ -16,19 +47,64 @@ class Ceilings:
     bytes_per_second: float
     flops_per_second: float
 
-    def decode_seconds(self, info: EngineInfo, batch: int, context: float) -> float:
-        """Of one decoding step: the matrices are read or multiplied, whichever takes longer, then the cache is read."""
-        cost = info.cost
-        products = batch * (cost.layer_flops + cost.head_flops) / self.flops_per_second
-        return max(cost.weight_bytes / self.bytes_per_second, products) + (
-            batch * context * cost.kv_bytes / self.bytes_per_second
+    def decode_step(self, model: Costed, batch: int, context: float) -> StepTime:
+        """Of one token for each of ``batch`` requests with ``context`` tokens in the cache."""
+        cost = model.cost
+        return StepTime(
+            weights_read(cost, batch) / self.bytes_per_second,
+            batch * (cost.layer_flops + cost.head_flops) / self.flops_per_second,
+            batch * context * cost.kv_bytes / self.bytes_per_second,
         )
 
-    def prefill_seconds(self, info: EngineInfo, tokens: int) -> float:
-        """Of one prompt: the products of all its tokens, and its attention's, half of which the triangle saves."""
-        cost = info.cost
-        flops = tokens * cost.layer_flops + tokens**2 / 2 * cost.attention_flops + cost.head_flops
-        return max(flops / self.flops_per_second, cost.weight_bytes / self.bytes_per_second)
+    def prefill_step(self, model: Costed, tokens: int) -> StepTime:
+        """Of one prompt of ``tokens`` tokens, whose keys and values are still at hand when they are needed."""
+        cost = model.cost
+        weights = weights_read(cost, tokens) / self.bytes_per_second
+        return StepTime(weights, prefill_flops(cost, tokens) / self.flops_per_second, 0.0)
+
+    def decode_seconds(self, model: Costed, batch: int, context: float) -> float:
+        return self.decode_step(model, batch, context).total
+
+    def prefill_seconds(self, model: Costed, tokens: int) -> float:
+        return self.prefill_step(model, tokens).total
+
+
+def weights_read(cost: StepCost, tokens: float) -> float:
+    """Bytes of weights that a step of ``tokens`` tokens reads: of experts those expected if all are as likely."""
+    return cost.weight_bytes - cost.expert_bytes * (1.0 - cost.expert_share) ** tokens
+
+
+def prefill_flops(cost: StepCost, tokens: float) -> float:
+    """Of one prompt: the products of all its tokens, and its attention's, half of which the triangle saves."""
+    return tokens * cost.layer_flops + tokens**2 / 2 * cost.attention_flops + cost.head_flops
+
+
+def utilization(
+    model: Costed,
+    ceilings: Ceilings,
+    *,
+    seconds: float,
+    steps: float,
+    prompts: Iterable[int] = (),
+    output_tokens: float = 0,
+    context: float = 0,
+) -> Utilization:
+    """How much of what the device could have done in ``seconds`` the work done then needed at least.
+
+    ``model``: the engine's ``EngineInfo``. ``steps``: how many the engine took, each of which reads the weights once (a
+    batch that starts at once: its longest output; a load: output tokens over the mean number of running requests).
+    ``prompts``: lengths of those computed in that time, tokens found in the prefix cache left out. ``output_tokens``:
+    tokens decoded after each request's first, with ``context`` tokens in the cache on average.
+
+    8 requests at once, 1,024 tokens in and 128 out, that took 0.9 s together:
+    ``utilization(info, ceilings, seconds=0.9, steps=128, prompts=[1024] * 8, output_tokens=8 * 127, context=1088)``.
+    """
+    cost, lengths = model.cost, list(prompts)
+    tokens = sum(lengths) + output_tokens
+    num_bytes = steps * weights_read(cost, tokens / steps) + output_tokens * context * cost.kv_bytes
+    flops = sum(prefill_flops(cost, length) for length in lengths)
+    flops += output_tokens * (cost.layer_flops + cost.head_flops + context * cost.attention_flops)
+    return Utilization(num_bytes / seconds / ceilings.bytes_per_second, flops / seconds / ceilings.flops_per_second)
 
 
 def measure(dtype_name: str) -> Ceilings:

@@ -11,13 +11,13 @@ from headrace.types import StepCost
 
 
 def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
-    """What a step reads and multiplies at least. All experts count as read, those of one token as multiplied."""
+    """What a step reads and multiplies at least. ``weight_bytes`` are all experts', the products those of a token's."""
     linears = [module for module in model.layers.modules() if isinstance(module, Linear)]
     moes = [module for module in model.modules() if isinstance(module, Moe)]
+    experts = [weight for moe in moes for weight in moe.experts.parameters()]
+    share = moes[0].slot.top_k / moes[0].slot.num_experts if moes else 0.0  # no model has layers that differ in it
     multiplied = sum(linear.in_features * linear.out_features for linear in linears)
-    for moe in moes:
-        share = moe.slot.top_k / moe.slot.num_experts
-        multiplied += int(share * sum(weight.numel() for weight in moe.experts.parameters()))
+    multiplied += int(share * sum(weight.numel() for weight in experts))
     specs = [layer.spec for layer in model.attention_layers]
     return StepCost(
         weight_bytes=sum(map(_bytes_read, model.modules())),
@@ -25,6 +25,8 @@ def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
         head_flops=2 * model.head.in_features * model.head.out_features,
         kv_bytes=sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * dtype.itemsize,
         attention_flops=sum(4 * spec.num_heads * spec.head_dim for spec in specs),
+        expert_bytes=sum(weight.nbytes for weight in experts),
+        expert_share=share,
     )
 
 
