@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
+from triton.backends.compiler import GPUTarget  # before Headrace, see interpreted.py
 from triton.runtime.driver import driver
 
 from headrace.ops import jit

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton  # noqa: F401  # before Headrace, which else leaves it out where there is no GPU
 
 from tests.ops.cases import CHECKS
 
