@@ -28,6 +28,16 @@ class ModelNotFoundError(RequestError):
     status = 404
 
 
+class ProfilerActiveError(RequestError):
+    """A profile is being recorded already (HTTP 409)."""
+
+    status = 409
+
+
+class ProfilerError(HeadraceError):
+    """A profile could not be recorded or written (HTTP 500)."""
+
+
 class QueueFullError(HeadraceError):
     """The waiting queue is at its limit (HTTP 429 with ``Retry-After``, in seconds)."""
 

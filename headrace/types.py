@@ -145,11 +145,17 @@ class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache"):
     pass
 
 
+class Profile(msgspec.Struct, tag="profile"):
+    """Begin to record a profile, or end it and write it; answered by ``Profiled``."""
+
+    start: bool
+
+
 class Shutdown(msgspec.Struct, tag="shutdown"):
     pass
 
 
-ToEngine = Submit | Abort | ResetPrefixCache | Shutdown
+ToEngine = Submit | Abort | ResetPrefixCache | Profile | Shutdown
 
 # -- engine -> API process ------------------------------------------------------------------------------------------
 
@@ -245,7 +251,15 @@ class Fatal(msgspec.Struct, tag="fatal"):
     user_error: bool = False
 
 
-FromEngine = Outputs | Progress | EngineInfo | Fatal
+class Profiled(msgspec.Struct, tag="profiled", omit_defaults=True):
+    """What came of a ``Profile``: the files of the recording, if it ended; ``error`` if it couldn't be done."""
+
+    files: list[str] = []
+    error: str | None = None
+    was_active: bool = False  # the error is that a recording was under way already
+
+
+FromEngine = Outputs | Progress | EngineInfo | Profiled | Fatal
 
 # -- scheduler -> runner --------------------------------------------------------------------------------------------
 

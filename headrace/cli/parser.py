@@ -22,6 +22,7 @@ TITLES = {
     "scheduler": "scheduling",
     "frontend": "text",
     "server": "server",
+    "profiling": "profiling",
     "parallel": "several devices and hosts",
     "features": "features still to come (refused until then)",
     "legacy": "older spellings, and settings that change nothing here",
@@ -215,6 +216,10 @@ def environment() -> dict[str, Any]:
             values["api_key"] = [os.environ[name]]
     if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1":
         values["allow_long_max_model_len"] = True
+    if directory := os.environ.get("VLLM_TORCH_PROFILER_DIR"):
+        values["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": directory}
+    if settings := os.environ.get("HEADRACE_PROFILER_CONFIG"):  # set by `headrace profile` for its command
+        values["profiler_config"] = settings
     return values
 
 

@@ -23,6 +23,7 @@ from headrace.config.options import (
     SchedulerOptions,
     ServerOptions,
 )
+from headrace.config.profiler import ProfilerSettings, ProfilingOptions, profiler_settings
 from headrace.config.unsupported import FeatureOptions, LegacyOptions, ParallelOptions
 from headrace.errors import ConfigError
 
@@ -41,9 +42,12 @@ __all__ = [
     "ModelOptions",
     "Option",
     "ParallelOptions",
+    "ProfilerSettings",
+    "ProfilingOptions",
     "SchedulerOptions",
     "ServerOptions",
     "find_option",
+    "profiler_settings",
 ]
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,7 @@ GROUPS: dict[str, type] = {
     "scheduler": SchedulerOptions,
     "frontend": FrontendOptions,
     "server": ServerOptions,
+    "profiling": ProfilingOptions,
     "parallel": ParallelOptions,
     "features": FeatureOptions,
     "legacy": LegacyOptions,
@@ -77,6 +82,7 @@ class Config:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     frontend: FrontendOptions = field(default_factory=FrontendOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
+    profiling: ProfilingOptions = field(default_factory=ProfilingOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     features: FeatureOptions = field(default_factory=FeatureOptions)
     legacy: LegacyOptions = field(default_factory=LegacyOptions)
@@ -152,6 +158,7 @@ class Config:
             raise ConfigError(
                 "--long-prefill-token-threshold cuts prompts, which --no-enable-chunked-prefill forbids: leave one out."
             )
+        profiler_settings(self.profiling.profiler_config)
         for path in model.logits_processors:
             module, colon, name = path.partition(":")
             if not (module and colon and name.isidentifier()):
@@ -179,6 +186,8 @@ def modernize(values: dict[str, Any]) -> None:
     """Turn older spellings among ``values`` into today's options."""
     if values.pop("disable_log_requests", False):
         values["enable_log_requests"] = False
+    if values.pop("profile", False) and not values.get("profiler_config"):
+        values["profiler_config"] = {"profiler": "torch"}
     for name in ("rope_scaling", "rope_theta"):
         value = values.pop(name, None)
         if value is not None:

@@ -138,8 +138,6 @@ class FeatureOptions:
     )
     enable_prompt_embeds: bool = option(False, "Let prompts be embeddings.", later="prompt embeddings")
     enable_sleep_mode: bool = option(False, "Let the server give its memory back.", later="sleep mode")
-    profile: bool = option(False, "Record profiles on request, as --profiler-config would.", later="profiling")
-    profiler_config: dict[str, Any] | None = option(None, "Record profiles on request.", later="profiling")
     otlp_traces_endpoint: str | None = option(None, "Send traces there.", later="OpenTelemetry traces")
     collect_detailed_traces: str | None = option(None, "What to trace.", later="OpenTelemetry traces")
     kv_cache_metrics: bool = option(False, "Report how long KV blocks live.", later="KV block life metrics")
@@ -162,6 +160,7 @@ class LegacyOptions:
     """Older spellings, and settings of machinery that does not exist here."""
 
     disable_log_requests: bool = option(False, "Old opposite of --enable-log-requests.")
+    profile: bool = option(False, 'Short for --profiler-config \'{"profiler": "torch"}\'.')
     rope_scaling: dict[str, Any] | None = option(None, "Old for --hf-overrides' rope_scaling.")
     rope_theta: float | None = option(None, "Old for --hf-overrides' rope_theta.", minimum=0)
     swap_space: float = option(4.0, "GiB to swap to.", minimum=0, moot="a preempted request is recomputed, not swapped")

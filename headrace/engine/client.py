@@ -18,7 +18,7 @@ from headrace.config import Config
 from headrace.engine.process import LENGTH_BYTES, Boot
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.models.source import ModelFiles
-from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Progress, Shutdown, ToEngine
+from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Profiled, Progress, Shutdown, ToEngine
 
 PROGRAM = ("-m", "headrace.engine.process")  # what Python runs as the engine
 STOP_SECONDS = 5.0  # that the engine gets to leave by itself
@@ -74,7 +74,7 @@ class EngineProcess:
     async def send(self, message: ToEngine) -> None:
         await self._push.send(self._encoder.encode(message))
 
-    async def receive(self) -> list[Outputs | Progress | EngineInfo]:
+    async def receive(self) -> list[Outputs | Progress | EngineInfo | Profiled]:
         """All the engine has said since the last call, waiting for a first message: who fell behind catches up at once.
 
         Raises ``EngineDeadError`` once it has died and said all it had to say.

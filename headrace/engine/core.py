@@ -4,10 +4,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from headrace.engine.scheduler import Scheduler, Step
-from headrace.types import EngineInfo, Outputs, Plan, Sampled, Submit, TokenDelta
+from headrace.types import EngineInfo, Outputs, Plan, Profiled, Sampled, Submit, TokenDelta
 
 STATS_INTERVAL = 1.0  # seconds between two Stats when nothing else is sent
 
@@ -26,13 +27,33 @@ class Runner(Protocol):
         ...
 
 
+class Profiler(Protocol):
+    """What the engine needs of whatever records its steps."""
+
+    @property
+    def active(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> list[str]:
+        """End the recording, if one is under way; the files of the last one. Raises OSError."""
+        ...
+
+    def step(self, plan: Plan) -> AbstractContextManager[None]:
+        """Around the launch of a step."""
+        ...
+
+
 class Engine:
     """Requests in, token deltas out. Single-threaded: the owner calls ``submit``, ``abort`` and ``step`` in turn."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, info: EngineInfo, seed: int):
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, info: EngineInfo, seed: int, profiler: Profiler | None = None
+    ):
         self.scheduler = scheduler
         self.runner = runner
         self.info = info
+        self.profiler = profiler
         self._random = random.Random(seed)
         self._in_flight: deque[tuple[Step, Callable[[], Sampled]]] = deque()
         self._stats_sent = 0.0
@@ -53,7 +74,8 @@ class Engine:
         """Launch the next step while earlier ones run, and commit the oldest once enough are under way."""
         step = self.scheduler.plan()
         if step is not None:
-            self._in_flight.append((step, self.runner.execute(step.plan)))
+            with nullcontext() if self.profiler is None else self.profiler.step(step.plan):
+                self._in_flight.append((step, self.runner.execute(step.plan)))
         if self._in_flight and (step is None or len(self._in_flight) >= self.runner.steps_in_flight):
             oldest, wait = self._in_flight.popleft()
             return self.scheduler.commit(oldest, wait())
@@ -66,6 +88,20 @@ class Engine:
             return None
         self._stats_sent = now
         return Outputs(now, deltas, self.scheduler.stats())
+
+    def profile(self, start: bool) -> Profiled:
+        """Begin to record a profile, or end it: then the steps in flight are waited for and the files written."""
+        if self.profiler is None:
+            return Profiled(error="No profiler is configured; --profiler-config names one.")
+        if not start:
+            try:
+                return Profiled(self.profiler.stop())
+            except (OSError, RuntimeError) as error:  # the latter is what torch makes of a file it can't write
+                return Profiled(error=f"The profile could not be written: {error}.")
+        if self.profiler.active:
+            return Profiled(error="A profile is being recorded already; stop that one first.", was_active=True)
+        self.profiler.start()
+        return Profiled()
 
     def reset_prefix_cache(self) -> None:
         self.scheduler.kv.pool.forget_prefixes()

@@ -21,7 +21,7 @@ from headrace.engine.core import STATS_INTERVAL, Engine
 from headrace.errors import ConfigError
 from headrace.logs import configure
 from headrace.models.source import ModelFiles
-from headrace.types import Abort, Fatal, FromEngine, ResetPrefixCache, Shutdown, Submit, ToEngine
+from headrace.types import Abort, Fatal, FromEngine, Profile, ResetPrefixCache, Shutdown, Submit, ToEngine
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 NEW_OBJECTS = 100_000  # between two garbage collections: they hold a step up, and look through all that requests hold
@@ -114,6 +114,8 @@ def take_messages(engine: Engine, link: Link) -> bool:
                 engine.abort(message.request_ids)
             case ResetPrefixCache():
                 engine.reset_prefix_cache()
+            case Profile():
+                link.send(engine.profile(message.start))
             case Shutdown():
                 return False
         message = link.receive(0)

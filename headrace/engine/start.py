@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 import headrace.device as devices
-from headrace.config import Config
+from headrace.config import Config, profiler_settings
 from headrace.device import GIB
 from headrace.engine.core import Engine
 from headrace.engine.kv_cache import blocks_for
@@ -14,6 +14,7 @@ from headrace.engine.scheduler import Limits, Scheduler
 from headrace.errors import ConfigError
 from headrace.models.source import ModelFiles
 from headrace.runner.memory import size_flag
+from headrace.runner.profiler import Profiler
 from headrace.runner.runner import Runner
 from headrace.types import EngineInfo, Progress
 
@@ -56,10 +57,12 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
     logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)
+    settings = profiler_settings(config.profiling.profiler_config)
+    profiler = Profiler(settings, runner.device) if settings else None
     gc.collect()
     gc.freeze()  # what start-up made stays: later collections, in the middle of steps, need not look through it
     atexit.register(gc.unfreeze)  # or libraries would report it as leaked
-    return Engine(scheduler, runner, info, config.model.seed)
+    return Engine(scheduler, runner, info, config.model.seed, profiler)
 
 
 def _blocks(runner: Runner, num_tokens: int) -> int:

@@ -13,7 +13,15 @@ from typing import Any
 
 from headrace.config import Config
 from headrace.engine.client import EngineProcess
-from headrace.errors import EngineDeadError, HeadraceError, QueueFullError, RequestError, ShuttingDownError
+from headrace.errors import (
+    EngineDeadError,
+    HeadraceError,
+    ProfilerActiveError,
+    ProfilerError,
+    QueueFullError,
+    RequestError,
+    ShuttingDownError,
+)
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.observer import Observer
 from headrace.frontend.tokenizer import Tokenizer
@@ -23,6 +31,8 @@ from headrace.types import (
     Abort,
     EngineInfo,
     Outputs,
+    Profile,
+    Profiled,
     Progress,
     RequestOutput,
     ResetPrefixCache,
@@ -65,6 +75,8 @@ class AsyncLLM:
         self._news: dict[str, Bell] = {}  # by request id: rings when there is something to give
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._stats = Stats()
+        self._profiling = asyncio.Lock()  # held while the engine begins or ends a profile
+        self._profiled: asyncio.Future[Profiled] | None = None
         self._draining = False
         self._death: str | None = None
         self._dead = asyncio.Event()
@@ -184,6 +196,25 @@ class AsyncLLM:
     async def reset_prefix_cache(self) -> None:
         await self._engine.send(ResetPrefixCache())
 
+    async def start_profile(self) -> None:
+        """Begin to record a profile, as --profiler-config says. Raises ``ProfilerActiveError``, ``ProfilerError``."""
+        await self._profile(start=True)
+
+    async def stop_profile(self) -> list[str]:
+        """End the profile, if one is being recorded; the last one's files, on the engine's host."""
+        return (await self._profile(start=False)).files
+
+    async def _profile(self, start: bool) -> Profiled:
+        async with self._profiling:
+            if self._death is not None:
+                raise self._end_error()
+            self._profiled = asyncio.get_running_loop().create_future()
+            await self._engine.send(Profile(start))
+            profiled = await self._profiled
+        if profiled.error is not None:
+            raise ProfilerActiveError(profiled.error) if profiled.was_active else ProfilerError(profiled.error)
+        return profiled
+
     async def _abort_now(self, request_id: str) -> None:
         engine_ids = self._tracker.abort(request_id)
         if news := self._news.get(request_id):
@@ -227,6 +258,8 @@ class AsyncLLM:
                 for message in await self._engine.receive():  # all before any stream writes: a late one writes once
                     if isinstance(message, Outputs):
                         await self._take(message)
+                    elif isinstance(message, Profiled) and self._profiled is not None:
+                        self._profiled.set_result(message)
         except EngineDeadError as error:
             self._die(str(error))
         except asyncio.CancelledError:
@@ -250,6 +283,8 @@ class AsyncLLM:
     def _die(self, reason: str) -> None:
         self._death = reason
         self._dead.set()
+        if self._profiled is not None and not self._profiled.done():
+            self._profiled.set_exception(self._end_error())
         for news in self._news.values():
             news.ring()
 
@@ -263,7 +298,8 @@ class AsyncLLM:
         if self._death is not None:
             return self._death
         silence = time.monotonic() - self._engine.heard_at
-        if self.num_unfinished and silence > self.config.frontend.engine_iteration_timeout:
+        busy = self.num_unfinished and not self._profiling.locked()  # writing a profile takes its time
+        if busy and silence > self.config.frontend.engine_iteration_timeout:
             return f"The engine has work but has said nothing for {silence:.0f} s."
         return None
 

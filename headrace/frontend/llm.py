@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headrace.config import Config
 from headrace.engine.core import Engine
-from headrace.errors import RequestError
+from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.chat import load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.progress import StartupProgress
@@ -120,6 +120,20 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         self._alive.reset_prefix_cache()
+
+    def start_profile(self) -> None:
+        """Begin to record a profile, as ``profiler_config`` says. Raises ``ProfilerActiveError``, ``ProfilerError``."""
+        self._profile(start=True)
+
+    def stop_profile(self) -> list[str]:
+        """End the profile, if one is being recorded; the last one's files."""
+        return self._profile(start=False)
+
+    def _profile(self, start: bool) -> list[str]:
+        profiled = self._alive.profile(start)
+        if profiled.error is not None:
+            raise ProfilerActiveError(profiled.error) if profiled.was_active else ProfilerError(profiled.error)
+        return profiled.files
 
     def shutdown(self) -> None:
         """Free the model and its memory."""

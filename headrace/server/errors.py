@@ -16,6 +16,7 @@ from starlette.responses import Response
 from headrace.errors import (
     EngineDeadError,
     HeadraceError,
+    ProfilerError,
     QueueFullError,
     RequestError,
     ShuttingDownError,
@@ -28,6 +29,7 @@ TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    409: "ConflictError",
     413: "RequestTooLargeError",
     429: "RateLimitError",
     500: "InternalServerError",
@@ -75,7 +77,7 @@ def describe(error: Exception) -> tuple[int, str, str | None]:
             return 429, str(error), None
         case ShuttingDownError() | EngineDeadError():
             return 503, str(error), None
-        case GenerationError():
+        case GenerationError() | ProfilerError():
             return 500, str(error), None
         case RequestValidationError():
             message, param = invalid_field([e | {"loc": e["loc"][1:]} for e in error.errors()])

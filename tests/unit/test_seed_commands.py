@@ -65,6 +65,22 @@ ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
         {"model": "meta-llama/Llama-3.1-8B"},
     ),
     (
+        "cheat sheet, profile on one GPU",
+        f"vllm serve --profile {EXPERT_MODEL}",
+        {"model": EXPERT_MODEL, "profiler_config": {"profiler": "torch"}},
+    ),
+    (
+        "cheat sheet, profile by torch, on one GPU",
+        f"""vllm serve {EXPERT_MODEL}
+        --profiler-config '{{"profiler": "torch", "torch_profiler_dir": "/fsx/traces"}}'""",
+        {"model": EXPERT_MODEL, "profiler_config": {"profiler": "torch", "torch_profiler_dir": "/fsx/traces"}},
+    ),
+    (
+        "cheat sheet, profile by Nsight, dotted, on one GPU",
+        f"vllm serve {EXPERT_MODEL} --profiler-config.profiler cuda",
+        {"model": EXPERT_MODEL, "profiler_config": {"profiler": "cuda"}},
+    ),
+    (
         "Intel guide 1.3, compose entry point",
         "python3 -m vllm.entrypoints.openai.api_server --model /llm/models/Qwen3-14B",
         {"model": "/llm/models/Qwen3-14B"},
@@ -216,30 +232,19 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "cheat sheet, profile",
         f"vllm serve --profile {EXPERT_MODEL} --tensor-parallel-size 8",
-        refusal("--tensor-parallel-size 8 and --profile", f"{TENSOR} and profiling"),
+        refusal("--tensor-parallel-size 8", TENSOR),
     ),
     (
         "cheat sheet, profile by torch",
         f"""vllm serve --profiler-config '{{"profiler": "torch", "torch_profiler_dir": "/fsx/traces"}}'
         {EXPERT_MODEL} --tensor-parallel-size 8""",
-        refusal(
-            '--tensor-parallel-size 8 and --profiler-config {"profiler":"torch","torch_profiler_dir":"/fsx/traces"}',
-            f"{TENSOR} and profiling",
-        ),
+        refusal("--tensor-parallel-size 8", TENSOR),
     ),
     (
         "cheat sheet, profile by Nsight",
         f"""vllm serve {EXPERT_MODEL} --tensor-parallel-size 8 --enable-expert-parallel
         --profiler-config '{{"profiler": "cuda"}}'""",
-        refusal(
-            '--tensor-parallel-size 8 and --profiler-config {"profiler":"cuda"}',
-            f"{TENSOR} and profiling",
-        ),
-    ),
-    (
-        "the same, dotted",
-        f"vllm serve {EXPERT_MODEL} --profiler-config.profiler cuda",
-        refusal('--profiler-config {"profiler":"cuda"}', "profiling"),
+        refusal("--tensor-parallel-size 8", TENSOR),
     ),
     (
         "cheat sheet, the engine flags of offline_bench.sh",
