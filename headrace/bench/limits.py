@@ -1,4 +1,4 @@
-"""What a device allows: how fast it reads and multiplies, the least time a step can take by that, and the share reached.
+"""What a device allows: how fast it reads and multiplies, the least time of a step by that, and the share reached.
 
 The one owner of this arithmetic: benchmarks use it with ceilings measured in the same run, the roofline with those of a
 data sheet. Seconds throughout.

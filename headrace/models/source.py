@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+SHAPES = Path(__file__).parent / "shapes"  # configurations of well-known models, by which to plan and to measure
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # configurations, tokenizers, chat templates
 SAMPLING_KEYS = {  # of GGUF metadata, and what generation_config.json calls them
     "general.sampling.temp": "temperature",
@@ -52,7 +53,8 @@ def resolve(model: ModelOptions, load: LoadOptions) -> ModelFiles:
 
     ``model.model`` is a directory, a GGUF file, a hub id, either with ``:file.gguf`` (or a part of that name) behind
     it, or empty for the packaged default. With ``load_format`` dummy no weights are needed or downloaded, but those
-    in a GGUF file. Raises ``ConfigError`` in one sentence if there is nothing that can be loaded.
+    in a GGUF file, and it may also be the name of one of the ``shapes``. Raises ``ConfigError`` in one sentence if there
+    is nothing that can be loaded.
     """
     return _find(model.model, model.revision, model, load, weights=load.load_format != "dummy")
 
@@ -149,6 +151,11 @@ def load_tokenizer(files: ModelFiles, model: ModelOptions, load: LoadOptions) ->
     ) from reason
 
 
+def shapes() -> list[str]:
+    """The names of the shapes that Headrace ships: models without weights, for dummy ones and for planning."""
+    return sorted(path.name for path in SHAPES.iterdir())
+
+
 def _find(name: str | None, revision: str | None, model: ModelOptions, load: LoadOptions, weights: bool) -> ModelFiles:
     path = Path(name or "").expanduser()
     if not name or (name == packaged.NAME and not path.exists()):
@@ -159,6 +166,13 @@ def _find(name: str | None, revision: str | None, model: ModelOptions, load: Loa
         if path.suffix == ".safetensors":
             raise ConfigError(f"{name} is one file of a checkpoint; give the directory that it lies in.")
         return _gguf(name, path, load)
+    if name in shapes():
+        if load.load_format == "dummy":
+            return ModelFiles(name, str(SHAPES / name), "hf")
+        raise ConfigError(
+            f"{name} is a shape only, without weights or a tokenizer: add --load-format dummy --skip-tokenizer-init to "
+            "measure with random weights, or name the model's directory or hub id."
+        )
     repository, _, wanted = name.partition(":")
     if wanted and Path(repository).expanduser().is_dir():
         return _in_directory(name, Path(repository).expanduser(), wanted, load, weights)

@@ -110,5 +110,6 @@ def test_wheel_is_pure_python(tmp_path: Path) -> None:
     assert wheel.name == "headrace-0.1.0-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     packed = {name for name in names if name.startswith("headrace/")}
-    assert packed == {str(path.relative_to(ROOT)) for path in SOURCES}
+    shapes = (ROOT / "headrace/models/shapes").glob("*/config.json")
+    assert packed == {str(path.relative_to(ROOT)) for path in (*SOURCES, *shapes)}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -106,6 +106,7 @@ def test_local_models(models: Path, model: str, load_format: str, path: str, kin
         ("empty", "auto", "empty has no weights"),
         ("./nowhere", "auto", r"There is no file or directory ./nowhere\."),
         ("/no/such/model.gguf", "auto", "There is no file or directory"),
+        ("llama-3.1-8b", "auto", "llama-3.1-8b is a shape only, without weights.*--load-format dummy"),
         ("not an id!", "auto", "neither a file nor a directory here, nor a valid hub id"),
     ],
 )
@@ -113,6 +114,13 @@ def test_what_cant_be_loaded(models: Path, model: str, load_format: str, message
     with pytest.raises(ConfigError, match=message) as caught:
         resolve(model, load_format)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shape_is_a_model_unless_a_directory_has_its_name(models: Path) -> None:
+    assert source.load_config(resolve("qwen3-0.6b", "dummy")).hidden_size == 1024
+    config_dir(models / "qwen3-0.6b")
+    assert source.load_config(resolve("qwen3-0.6b")).hidden_size == 64
+    assert source.load_config(resolve("qwen3-0.6b", "dummy")).hidden_size == 64
 
 
 def test_a_text_is_no_gguf(models: Path) -> None:
