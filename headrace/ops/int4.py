@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 BLOCK, BLOCK_BYTES, CODE_BYTES = 32, 20, 16
-ROWS_A_PASS = 4096  # of weights that are repacked at a time: bounds the memory it takes
+ROWS_A_PASS = 128  # of weights that are repacked at a time: bounds the memory it takes
 MULTIPLE = 16  # what the packed product wants the number of outputs to be divisible by
 
 
