@@ -10,5 +10,6 @@ GROUP = Group(
         "latency": "Time batches of requests on an engine in this process.",
         "throughput": "Run many requests at once on an engine in this process.",
         "startup": "Time how long a new process takes until its engine is ready.",
+        "sweep": "Measure many loads and server configurations; find where a server saturates, and what keeps an SLO.",
     },
 )

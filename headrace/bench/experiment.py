@@ -1,0 +1,103 @@
+"""What a sweep runs and where it keeps it: the commands of every run, and the folder's own account of them.
+
+Runs nothing itself.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.bench.capacity import Objective
+from headrace.bench.parameters import (
+    DEFAULTS,
+    Parameters,
+    file_name,
+    has_flag,
+    linked,
+    name_of,
+    with_defaults,
+    with_flags,
+)
+from headrace.bench.server import flag_value
+from headrace.bench.snapshot import write_json
+from headrace.errors import ConfigError
+
+METRICS = {"percentile_metrics": "ttft,tpot,itl,e2el", "save_result": True}
+SEEDS_PER_RUN = 1000  # by which a suite's seeds differ between its runs
+EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the largest rate that keeps an SLO."""
+
+    objectives: list[Objective]
+    start: float = 1.0  # requests/s of the first trial
+    precision: float = 0.05
+    seconds: float = 30.0  # of arrivals in a trial
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep runs, and where it keeps the results. A plan without ``serve`` measures the server at ``url``."""
+
+    folder: Path
+    bench: list[str]
+    serve: list[str] | None
+    url: str
+    serve_sets: list[Parameters] = field(default_factory=lambda: [{}])
+    bench_sets: list[Parameters] = field(default_factory=lambda: [{}])
+    links: list[tuple[str, str]] = field(default_factory=list)
+    num_runs: int = 1
+    warmup_prompts: int = 0
+    after_bench: list[str] | None = None
+    search: Search | None = None
+    ready_seconds: float = 300.0
+    show: bool = False
+    keep_going: bool = False
+
+    def benches(self, serve_set: Parameters) -> list[Parameters]:
+        return [bench_set for bench_set in self.bench_sets if linked(serve_set, bench_set, self.links)]
+
+    def server_command(self, serve_set: Parameters) -> list[str]:
+        return with_flags(self.serve or [], serve_set)
+
+    def place(self, serve_set: Parameters, bench_set: Parameters) -> Path:
+        """The folder of a combination's runs."""
+        return self.folder / file_name(f"SERVE--{name_of(serve_set)}-BENCH--{name_of(bench_set)}")
+
+    def bench_command(self, bench_set: Parameters, number: int, output: Path) -> list[str]:
+        """The command of a combination's run ``number``, which leaves its result in ``output``."""
+        defaults = dict(bench_set.get(DEFAULTS, {}))
+        if "seed" in defaults:
+            defaults["seed"] += SEEDS_PER_RUN * number
+        if not any(has_flag(self.bench, key) for key in ("base_url", "host", "port")):
+            defaults["base_url"] = self.url
+        command = with_flags(with_defaults(self.bench, defaults), bench_set)
+        command = with_flags(command, METRICS | {"result_dir": str(output.parent), "result_filename": output.name})
+        if self.search:
+            wanted = flag_value(command, "--metric-percentiles") or "99"
+            percentiles = {
+                *wanted.split(","),
+                *(o.statistic[1:] for o in self.search.objectives if o.statistic[0] == "p"),
+            }
+            command = with_flags(command, {"metric_percentiles": ",".join(sorted(percentiles, key=float))})
+        return command
+
+    def open_folder(self, resume: bool) -> None:
+        """Make the folder, or check that the sweep in it is this one. Raises ConfigError if it is not, or not meant."""
+        path = self.folder / EXPERIMENT
+        commands: dict[str, Any] = {"serve_cmd": self.serve, "bench_cmd": self.bench}
+        if path.exists():
+            if not resume:
+                raise ConfigError(f"{self.folder} holds results already: add --resume, or choose another -e.")
+            if json.loads(path.read_text()) != commands:
+                raise ConfigError(f"{self.folder} is the sweep of other commands ({path} has them): choose another -e.")
+            return
+        if resume:
+            raise ConfigError(f"there is no sweep to resume in {self.folder}: leave --resume out, or correct -o or -e.")
+        try:
+            write_json(path, commands)
+        except OSError as error:
+            raise ConfigError(f"{self.folder} can't be written: {error.strerror}.") from None

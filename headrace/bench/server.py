@@ -1,0 +1,210 @@
+"""A command in a process group of its own, and a server started as one: its log, its readiness, its certain end.
+
+However the ``with`` block is left (its end, an exception, Ctrl-C, SIGTERM, SIGHUP), nothing of the group survives; on
+Linux the command even learns of our death by SIGKILL. Knows a server by its URL alone, so any engine's will do.
+"""
+
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from headrace.errors import ConfigError, HeadraceError
+
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))  # what a group is sent, and its seconds to end; then SIGKILL
+POLL_SECONDS = 0.2
+TAIL_LINES = 12  # of a log that an error quotes
+
+
+def words_of(command: str | Sequence[str], flag: str) -> list[str]:
+    """A command as its words; ``headrace`` is the one of this installation. Raises ConfigError for bad quoting."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise ConfigError(f"{flag} can't be split into words: {error}.") from None
+    if not words:
+        raise ConfigError(f"{flag} names no command.")
+    return [sys.executable, "-m", "headrace", *words[1:]] if words[0] == "headrace" else words
+
+
+def flag_value(words: Sequence[str], *flags: str) -> str | None:
+    """The value of the last of ``flags`` in a command, as ``--flag value`` or ``--flag=value``; None if absent."""
+    found = None
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in flags:
+            found = value if equals else words[i + 1] if i + 1 < len(words) else None
+    return found
+
+
+def url_of(words: Sequence[str]) -> str:
+    """Where the server of a command will be: from its --host and --port, vLLM's defaults otherwise."""
+    port = flag_value(words, "--port") or "8000"
+    if port == "0":
+        raise ConfigError("--port 0 lets the server choose: give it a port, so that the measurement can find it.")
+    host = flag_value(words, "--host") or "127.0.0.1"
+    if host in ("0.0.0.0", "::", "localhost"):
+        host = "127.0.0.1"
+    scheme = "https" if flag_value(words, "--ssl-certfile") else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def serving(
+    words: Sequence[str],
+    url: str,
+    log: Path,
+    *,
+    ready_seconds: float = 300,
+    show: bool = False,
+    environment: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that answers at ``url`` for the time of the ``with`` block; all it prints goes to ``log``.
+
+    Raises HeadraceError, with the end of the log, if it ends or is not ready in ``ready_seconds``; ConfigError if
+    somebody serves there already, whom we would measure instead.
+    """
+    if answers(url):
+        raise ConfigError(f"something already answers at {url}: stop it, or give the new server another --port.")
+    with running(words, log, show=show, environment=environment) as process:
+        deadline = time.monotonic() + ready_seconds
+        while not healthy(url):
+            if process.poll() is not None:
+                raise HeadraceError(f"the server ended with code {process.returncode}:\n{tail(log)}")
+            if time.monotonic() > deadline:
+                late = f"the server was not ready after {ready_seconds:g} s (--server-ready-timeout)"
+                raise HeadraceError(f"{late}; {log} ends:\n{tail(log)}")
+            time.sleep(POLL_SECONDS)
+        yield process
+
+
+def run_command(
+    words: Sequence[str], log: Path, *, show: bool = False, environment: dict[str, str] | None = None
+) -> int:
+    """Run a command to its end, its output in ``log``; returns its exit code. Ctrl-C is handed on to it."""
+    with running(words, log, show=show, environment=environment) as process:
+        return process.wait()
+
+
+@contextmanager
+def running(
+    words: Sequence[str], log: Path, *, show: bool = False, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that runs for the time of the ``with`` block, its output in ``log`` (and, if ``show``, on ours)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with signals_interrupt(), log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | (environment or {}),
+                start_new_session=True,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            raise ConfigError(f"{words[0]} can't be started: {error.strerror or error}.") from None
+        try:
+            with following(log) if show else nullcontext():
+                yield process
+        finally:
+            stop(process)
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a command and whatever it started; the impatient may press Ctrl-C again."""
+    try:
+        for number, seconds in GRACE:
+            if process.poll() is not None:
+                return
+            signal_group(process, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+    finally:
+        signal_group(process, signal.SIGKILL)  # children whose parent ended before them included
+        process.wait()
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS says the latter of zombies
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, instead of ending us where we stand."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def following(log: Path) -> Iterator[None]:
+    """Copy what is written to ``log`` to our stdout, as ``tail -f`` does."""
+    ended = threading.Event()
+
+    def copy() -> None:
+        with log.open("rb") as source:
+            while True:
+                last = ended.is_set()  # before the read, which then gets the rest
+                sys.stdout.write(source.read().decode(errors="replace"))
+                sys.stdout.flush()
+                if last:
+                    return
+                ended.wait(POLL_SECONDS)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def answers(url: str) -> bool:
+    """Whether anybody listens there at all. Certificates don't matter: a probe bears no secret."""
+    try:
+        httpx.get(f"{url}/health", timeout=5, verify=False)
+    except httpx.ConnectError:
+        return False
+    except httpx.HTTPError:
+        return True
+    return True
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5, verify=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])

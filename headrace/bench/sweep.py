@@ -1,0 +1,258 @@
+"""`headrace bench sweep`: a benchmark for every server configuration and every load, each run in a file of its own.
+
+The folder has vLLM's layout: ``SERVE--<parameters>-BENCH--<parameters>/run=0.json``, ``summary.json`` beside the runs,
+``summary.csv`` on top. A run whose file is there is not repeated, which is how an interrupted sweep resumes. The
+benchmark is a command; of it we know some flags and the keys of its result.
+"""
+
+import csv
+import json
+import math
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import httpx
+
+from headrace.bench import snapshot
+from headrace.bench.capacity import Trial, judge, largest_rate
+from headrace.bench.experiment import Plan, Search
+from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
+from headrace.bench.server import flag_value, run_command, serving, tail
+from headrace.errors import ConfigError, HeadraceError
+
+RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # vLLM's, in its development mode
+FEWEST_PROMPTS = 10  # of a trial of --slo
+SUITE_KEY = "suite"
+RUN_KEY = "run_number"  # vLLM's, in each run's result
+
+
+class Sweep:
+    """Runs a plan. ``results`` are the runs' so far, those of an earlier start of the same sweep included."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]):
+        self.plan = plan
+        self.results: list[dict[str, Any]] = []
+        self.searches: list[dict[str, Any]] = []
+        self.failures = 0
+        self._say = say
+        self._longest: int | None = None  # sequence that the present server takes
+
+    def run(self) -> None:
+        """Measure everything; whatever ends it, the summaries of what was measured are written.
+
+        Raises HeadraceError for the first failure unless the plan is to keep going.
+        """
+        if not (self.plan.folder / snapshot.ENVIRONMENT).exists():
+            snapshot.save_environment(self.plan.folder)
+        try:
+            for serve_set in self.plan.serve_sets:
+                with self._tolerate(f"the server {name_of(serve_set)}"):
+                    self._measure(serve_set)
+        finally:
+            self.write_summaries()
+
+    def _measure(self, serve_set: Parameters) -> None:
+        """All runs on one server, which is not even started if their results are there."""
+        benches = self.plan.benches(serve_set)
+        done = all(self._path(serve_set, bench, run).exists() for bench in benches for run in range(self.plan.num_runs))
+        if done and not self.plan.search:
+            self.results += [
+                self._load(serve_set, bench, run) for bench in benches for run in range(self.plan.num_runs)
+            ]
+            return
+        with self._server(serve_set) as process:
+            for bench_set in benches:
+                self._measure_combination(serve_set, bench_set, process)
+            if self.plan.search:
+                self._find_rate(serve_set, self.plan.search)
+
+    def _measure_combination(
+        self, serve_set: Parameters, bench_set: Parameters, process: subprocess.Popen[bytes] | None
+    ) -> None:
+        if reason := self._too_long(bench_set):
+            self._say(f"{name_of(bench_set)}: left out, {reason}")
+            return
+        if self.plan.warmup_prompts and not self._path(serve_set, bench_set, 0).exists():
+            warmup = bench_set | {"num_prompts": self.plan.warmup_prompts}
+            self._bench(warmup, self.plan.num_runs, self.plan.place(serve_set, bench_set) / "warmup.json")
+        for number in range(self.plan.num_runs):
+            with self._tolerate(name_of(bench_set)):
+                self.results.append(self._run(serve_set, bench_set, number))
+            if process is not None and process.poll() is not None:
+                raise HeadraceError(f"the server ended with code {process.returncode} during {name_of(bench_set)}")
+
+    def _run(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
+        """A run's result, with the parameters that made it; measured unless an earlier start did."""
+        path = self._path(serve_set, bench_set, number)
+        if not path.exists():
+            result = self._bench(bench_set, number, path.with_suffix(".partial.json"))
+            label = " ".join(filter(None, (name_of(serve_set), name_of(bench_set))))
+            result["label"] = result.get("label") or label or None
+            origin = {SUITE_KEY: bench_set[SUITE]} if SUITE in bench_set else {}
+            parameters = flags_of(serve_set) | flags_of(bench_set) | origin | {RUN_KEY: number}
+            snapshot.write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
+        result = self._load(serve_set, bench_set, number)
+        self._say(f"{result['label'] or 'run'} ({number + 1} of {self.plan.num_runs}): {in_short(result)}")
+        return result
+
+    def _bench(self, bench_set: Parameters, number: int, output: Path) -> dict[str, Any]:
+        """Run the benchmark's command; its result, or HeadraceError and a ``.failure.json`` with what there is."""
+        command = self.plan.bench_command(bench_set, number, output)
+        log = output.with_name(output.name.split(".")[0] + ".log")
+        failure = log.with_suffix(".failure.json")
+        key = snapshot.api_key(self.plan.serve)
+        environment = {"OPENAI_API_KEY": key} if key else None
+        code = run_command(command, log, show=self.plan.show, environment=environment)
+        result = json.loads(output.read_text()) if output.exists() else None
+        if output.name != "warmup.json":
+            output.unlink(missing_ok=True)
+        if code or result is None:
+            snapshot.write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
+            raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
+        failure.unlink(missing_ok=True)
+        self._clean_up()
+        return dict(result)
+
+    def _clean_up(self) -> None:
+        """Let no run profit from what the server remembers of the one before."""
+        if self.plan.after_bench:
+            log = self.plan.folder / "after-bench.log"
+            if code := run_command(self.plan.after_bench, log, show=self.plan.show):
+                raise HeadraceError(f"--after-bench-cmd ended with code {code}; {log} ends:\n{tail(log)}")
+        elif self.plan.serve:
+            with snapshot.client(self.plan.url, snapshot.api_key(self.plan.serve)) as server:
+                for route in RESET_ROUTES:
+                    server.post(route)
+
+    def _find_rate(self, serve_set: Parameters, search: Search) -> None:
+        """The largest rate on this server that keeps the SLO; every trial is a run with a file of its own."""
+
+        def attempt(rate: float) -> Trial:
+            prompts = max(FEWEST_PROMPTS, math.ceil(rate * search.seconds))
+            defaults = WORKLOAD | {"random_input_len": 512, "random_output_len": 256, "ignore_eos": True}
+            defaults |= {"save_detailed": True, "seed": round(100 * rate)}
+            point = {NAME: f"slo-rate={rate:g}", SUITE: "slo", DEFAULTS: defaults}
+            result = self._run(serve_set, point | {"request_rate": f"{rate:g}", "num_prompts": prompts}, 0)
+            self.results.append(result)
+            trial = judge(result, rate, search.objectives)
+            self._say(f"  {rate:g} requests/s: {trial.broken or 'kept'}")
+            return trial
+
+        rate, trials = largest_rate(attempt, search.start, search.precision)
+        slo = ",".join(map(str, search.objectives))
+        found = {"serve": name_of(serve_set), "slo": slo, "largest_rate": rate, "trials": [asdict(t) for t in trials]}
+        self.searches.append(found)
+
+    @contextmanager
+    def _server(self, serve_set: Parameters) -> Iterator[subprocess.Popen[bytes] | None]:
+        """The server of a parameter set, or the one that runs already; its metrics before and after are kept."""
+        name = file_name(f"SERVE--{name_of(serve_set)}")
+        key = snapshot.api_key(self.plan.serve)
+        if self.plan.serve is None:
+            with self._observed(name, key):
+                yield None
+            return
+        command, log = self.plan.server_command(serve_set), self.plan.folder / f"{name}.log"
+        self._say(f"starting {' '.join(command)}")
+        server = serving(
+            command,
+            self.plan.url,
+            log,
+            ready_seconds=self.plan.ready_seconds,
+            show=self.plan.show,
+            environment={"VLLM_SERVER_DEV_MODE": "1"},  # has the routes that reset caches
+        )
+        with server as process, self._observed(name, key):
+            yield process
+
+    @contextmanager
+    def _observed(self, name: str, key: str | None) -> Iterator[None]:
+        with snapshot.client(self.plan.url, key) as server:
+            self._longest = snapshot.max_model_len(server)
+            snapshot.save_versions(server, self.plan.folder)
+            snapshot.save_metrics(server, self.plan.folder / f"{name}.{snapshot.METRICS_BEFORE}")
+            try:
+                yield
+            finally:
+                snapshot.save_metrics(server, self.plan.folder / f"{name}.{snapshot.METRICS_AFTER}")
+
+    @contextmanager
+    def _tolerate(self, what: str) -> Iterator[None]:
+        """Count a failure and say it, if the plan is to keep going."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (HeadraceError, httpx.HTTPError) as error:
+            if not self.plan.keep_going:
+                raise
+            self.failures += 1
+            self._say(f"{what} failed: {error}")
+
+    def _too_long(self, bench_set: Parameters) -> str | None:
+        """Why a suite's point can't fit the server's model, where both lengths are known."""
+        command = self.plan.bench_command(bench_set, 0, self.plan.folder / "x.json")
+        lengths = [flag_value(command, f"--random-{side}-len") for side in ("input", "output")]
+        if SUITE not in bench_set or self._longest is None or None in lengths:
+            return None
+        needed = sum(map(int, filter(None, lengths)))
+        return f"it needs {needed} tokens, the model takes {self._longest}" if needed > self._longest else None
+
+    def _path(self, serve_set: Parameters, bench_set: Parameters, number: int) -> Path:
+        return self.plan.place(serve_set, bench_set) / f"run={number}.json"
+
+    def _load(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads(self._path(serve_set, bench_set, number).read_text())
+        return result | {"_place": self.plan.place(serve_set, bench_set).name}
+
+    def write_summaries(self) -> None:
+        """``summary.json`` of each combination and of all, and ``summary.csv``: a line a run, lists left out."""
+        for place, runs in grouped(self.results, "_place").items():
+            snapshot.write_json(self.plan.folder / place / "summary.json", [scalars(run) for run in runs])
+        runs = [scalars(result) for result in self.results]
+        snapshot.write_json(self.plan.folder / "summary.json", {"runs": runs, "slo": self.searches})
+        columns = list(dict.fromkeys(key for run in runs for key in run))
+        with (self.plan.folder / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(runs)
+
+
+def grouped(results: Sequence[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result.get(key, ""), []).append(result)
+    return groups
+
+
+def averaged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result for each combination: the mean of its runs' numbers, the rest as in the first."""
+    return [
+        runs[0]
+        | {key: mean(run[key] for run in runs) for key in runs[0] if all(is_number(run.get(key)) for run in runs)}
+        for runs in grouped(results, "_place").values()
+    ]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def scalars(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without its lists, objects and our own marks."""
+    return {key: value for key, value in result.items() if not isinstance(value, list | dict) and key[0] != "_"}
+
+
+def in_short(result: dict[str, Any]) -> str:
+    parts = [f"{result['request_throughput']:.2f} requests/s", f"{result['output_throughput']:.1f} output tokens/s"]
+    parts += [
+        f"{metric.upper()} {result[f'median_{metric}_ms']:.1f} ms (p99 {result.get(f'p99_{metric}_ms', math.nan):.1f})"
+        for metric in ("ttft", "tpot")
+        if f"median_{metric}_ms" in result
+    ]
+    return ", ".join(parts)

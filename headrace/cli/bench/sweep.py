@@ -1,0 +1,249 @@
+"""``headrace bench sweep``."""
+
+import argparse
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cli.bench.figures import positive
+from headrace.cli.parser import FlagParser
+from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headrace.bench.experiment import Plan
+    from headrace.bench.sweep import Sweep
+
+SUITE_NAMES = ("rate", "concurrency", "input", "output")
+RUNS_OF_SERVE = 3  # vLLM's default for `sweep serve`; a suite has many points, and each is run once
+
+
+def add_arguments(parser: FlagParser) -> None:
+    parser.usage = "%(prog)s [serve] [FLAG …]"
+    parser.add_argument("form", nargs="?", choices=["serve"], help="As vLLM has it: no suites unless asked for.")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--base-url", metavar="URL", help="Of a server that runs already.")
+    what.add_argument(
+        "--serve-cmd", metavar="COMMAND", help="Starts the server; started anew for each --serve-params set."
+    )
+    what.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="[headrace bench serve]")
+    what.add_argument("--after-bench-cmd", metavar="COMMAND", help="Runs after each run, instead of resetting caches.")
+    load = parser.add_argument_group("loads")
+    load.add_argument("--suite", "--type", metavar="NAME,…", help="rate, concurrency, input, output, or all. [all]")
+    load.add_argument("--rates", type=numbers, metavar="X,…", help="Requests/s of suite rate. [1,2,4,8,16,32,inf]")
+    load.add_argument("--concurrencies", type=numbers, metavar="N,…", help="Of suite concurrency. [1,2,4 to 128]")
+    load.add_argument("--input-lens", type=numbers, metavar="N,…", help="Of suite input. [128,256 to 16384]")
+    load.add_argument("--output-lens", type=numbers, metavar="N,…", help="Of suite output. [64,128 to 2048]")
+    load.add_argument(
+        "--slo", metavar="GOAL,…", help="Find the largest rate that keeps it: ttft_p99=200ms,tpot_p99=20ms."
+    )
+    load.add_argument("--slo-start", type=above_zero, default=1.0, metavar="X", help="Requests/s tried first. [1]")
+    load.add_argument(
+        "--slo-precision", type=above_zero, default=0.05, metavar="X", help="Of the rate, relative. [0.05]"
+    )
+    load.add_argument("--slo-seconds", type=above_zero, default=30.0, metavar="S", help="Of arrivals per trial. [30]")
+    load.add_argument("--serve-params", metavar="FILE", help="JSON: sets of server flags.")
+    load.add_argument("--bench-params", metavar="FILE", help="JSON: sets of benchmark flags.")
+    load.add_argument("--link-vars", metavar="A=B,…", help="Only where server flag A and benchmark flag B are equal.")
+    load.add_argument("--num-runs", type=positive, metavar="N", help=f"Of each. [1; {RUNS_OF_SERVE} for sweep serve]")
+    load.add_argument(
+        "--warmup-num-prompts", type=int, default=0, metavar="N", help="Requests before the first run. [0]"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("-o", "--output-dir", default="results", metavar="DIR", help="[results]")
+    how.add_argument("-e", "--experiment-name", metavar="NAME", help="Folder in there. [date and time]")
+    how.add_argument("--resume", action="store_true", help="Run what is missing in -e.")
+    how.add_argument("--dry-run", action="store_true", help="Print the commands, run none.")
+    how.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
+    how.add_argument("--continue-on-error", action="store_true", help="Go on with the next run after a failed one.")
+    how.add_argument("--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="[300]")
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, separated by commas") from None
+    if not all(value > 0 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} has numbers that are not above 0")
+    return values
+
+
+def above_zero(text: str) -> float:
+    (value,) = numbers(text) if "," not in text else [0.0]
+    if not value or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from headrace.bench.sweep import Sweep
+
+    plan = plan_of(arguments)
+    if arguments.dry_run:
+        print("\n".join(commands(plan)))
+        return 0
+    plan.open_folder(arguments.resume)
+    console = Console(highlight=False, soft_wrap=True)
+    sweep = Sweep(plan, lambda line: console.print(line, markup=False))
+    try:
+        sweep.run()
+    finally:
+        if sweep.results:
+            conclude(sweep)
+    return 1 if sweep.failures else 0
+
+
+def plan_of(arguments: argparse.Namespace) -> "Plan":
+    from headrace.bench.capacity import parse_slo
+    from headrace.bench.experiment import Plan, Search
+    from headrace.bench.parameters import read_links, read_parameters, suite_points
+    from headrace.bench.server import url_of, words_of
+
+    if (arguments.serve_cmd is None) == (arguments.base_url is None):
+        raise ConfigError("say what to measure: --serve-cmd starts a server, --base-url names one that runs.")
+    if arguments.serve_params and not arguments.serve_cmd:
+        raise ConfigError("--serve-params needs --serve-cmd, the command that they change.")
+    if arguments.resume and not arguments.experiment_name:
+        raise ConfigError("--resume needs -e, the name of the experiment to resume.")
+    if arguments.slo_precision < 0.01:
+        raise ConfigError("--slo-precision must be at least 0.01: runs of the same rate differ by more.")
+    suites = suites_of(arguments)
+    bench_sets = read_parameters(arguments.bench_params, "--bench-params")
+    if suites:
+        points = suite_points(suites, overrides(arguments))
+        bench_sets = points + (bench_sets if arguments.bench_params else [])
+    elif arguments.slo and not arguments.bench_params:
+        bench_sets = []
+    search = None
+    if arguments.slo:
+        goals = parse_slo(arguments.slo)
+        search = Search(goals, arguments.slo_start, arguments.slo_precision, arguments.slo_seconds)
+    serve = words_of(arguments.serve_cmd, "--serve-cmd") if arguments.serve_cmd else None
+    after = arguments.after_bench_cmd
+    return Plan(
+        folder=Path(arguments.output_dir) / (arguments.experiment_name or datetime.now().strftime("%Y%m%d_%H%M%S")),
+        bench=words_of(arguments.bench_cmd, "--bench-cmd"),
+        serve=serve,
+        url=url_of(serve) if serve else arguments.base_url.rstrip("/"),
+        serve_sets=read_parameters(arguments.serve_params, "--serve-params"),
+        bench_sets=bench_sets,
+        links=read_links(arguments.link_vars),
+        num_runs=arguments.num_runs or (RUNS_OF_SERVE if arguments.form else 1),
+        warmup_prompts=arguments.warmup_num_prompts,
+        after_bench=words_of(after, "--after-bench-cmd") if after else None,
+        search=search,
+        ready_seconds=arguments.server_ready_timeout,
+        show=arguments.show_stdout,
+        keep_going=arguments.continue_on_error,
+    )
+
+
+def suites_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The suites to run: those asked for; all if nothing else says what to run."""
+    asked = arguments.suite
+    if asked is None:
+        other = arguments.form or arguments.bench_params or arguments.slo
+        return tuple(overrides(arguments)) or (() if other else SUITE_NAMES)
+    names = SUITE_NAMES if asked == "all" else tuple(asked.split(","))
+    if unknown := set(names) - set(SUITE_NAMES):
+        raise ConfigError(f"there is no suite {unknown.pop()!r}: --suite takes {', '.join(SUITE_NAMES)}, or all.")
+    if ignored := set(overrides(arguments)) - set(names):
+        raise ConfigError(f"the points of suite {ignored.pop()} are given, but --suite leaves it out.")
+    return names
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """The points that the command line gives, by suite."""
+    given = (arguments.rates, arguments.concurrencies, arguments.input_lens, arguments.output_lens)
+    return {suite: points for suite, points in zip(SUITE_NAMES, given, strict=True) if points}
+
+
+def commands(plan: "Plan") -> list[str]:
+    """Every command that a sweep would run; a search's depend on what is measured, so only its first is here."""
+    lines = []
+    for serve_set in plan.serve_sets:
+        if plan.serve:
+            lines.append(shlex.join(plan.server_command(serve_set)))
+        for bench_set in plan.benches(serve_set):
+            for number in range(plan.num_runs):
+                output = plan.place(serve_set, bench_set) / f"run={number}.json"
+                lines.append("  " + shlex.join(plan.bench_command(bench_set, number, output)))
+        if plan.search:
+            lines.append(
+                f"  … and trials of request rates from {plan.search.start:g}/s on, until the SLO's limit is found"
+            )
+    return lines
+
+
+def conclude(sweep: "Sweep") -> None:
+    """Print the table of all combinations, where suites saturate, and the rates that keep the SLO."""
+    from rich.console import Console
+
+    from headrace.bench.sweep import averaged
+
+    console = Console(highlight=False, soft_wrap=True)
+    results = averaged(sweep.results)
+    console.print(table(results))
+    for line in (*saturation_lines(results), *slo_lines(sweep.searches)):
+        console.print(line, markup=False)
+    folder = sweep.plan.folder
+    console.print(
+        f"Results: {folder}; `headrace bench report {folder} --out report.html` makes a page of them.", markup=False
+    )
+
+
+def table(results: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    columns = {
+        "req/s": ("request_throughput", 2),
+        "out tok/s": ("output_throughput", 1),
+        "TTFT p50": ("median_ttft_ms", 1),
+        "p99 ms": ("p99_ttft_ms", 1),
+        "TPOT p50": ("median_tpot_ms", 2),
+        "p99  ms": ("p99_tpot_ms", 2),
+        "failed": ("failed", 0),
+    }
+    shown = Table("run", title="Sweep", title_justify="left")
+    for title in columns:
+        shown.add_column(title, justify="right", no_wrap=True)
+    for result in results:
+        cells = [f"{result[key]:,.{digits}f}" if key in result else "" for key, digits in columns.values()]
+        shown.add_row(str(result.get("label") or result["_place"]), *cells)
+    return shown
+
+
+def saturation_lines(results: list[dict[str, Any]]) -> list[str]:
+    """For each server's suites of growing load, where its throughput stopped growing."""
+    from headrace.bench.capacity import saturation
+    from headrace.bench.sweep import SUITE_KEY, grouped
+
+    lines = []
+    for suite in ("rate", "concurrency"):
+        points = [result for result in results if result.get(SUITE_KEY) == suite]
+        for runs in grouped([p | {"_server": p["_place"].split("-BENCH--")[0]} for p in points], "_server").values():
+            found = saturation(runs)
+            if found is None:
+                lines.append(f"Suite {suite}: throughput grew up to {runs[-1]['label']}; no saturation found.")
+            else:
+                point = f"{runs[found]['label']} ({runs[found]['output_throughput']:,.1f} output tokens/s)"
+                lines.append(f"Saturated at {point}: beyond it only latency grows.")
+    return lines
+
+
+def slo_lines(searches: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for search in searches:
+        rate, tried = search["largest_rate"], len(search["trials"])
+        found = f"kept up to {rate:g} requests/s" if rate else "not kept at any rate tried"
+        on = f" on {search['serve']}" if search["serve"] else ""
+        lines.append(f"SLO {search['slo']}{on}: {found}; {tried} rates tried:")
+        lines += [
+            f"  {trial['rate']:>8g}/s  {', '.join(f'{key} {value:.1f}' for key, value in trial['measured'].items())}  "
+            f"{trial['broken'] or 'kept'}"
+            for trial in search["trials"]
+        ]
+    return lines
