@@ -21,7 +21,6 @@ def random_prompts(arguments: argparse.Namespace, writer: Writer) -> list[Sample
 
 def embeddings(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """``--num-prompts`` texts to embed, ``--random-batch-size`` of them in a request."""
-    needs_text(arguments, writer)
     inputs = random_items(arguments, writer, arguments.num_prompts)
     samples = []
     for group in groups(inputs, arguments.random_batch_size):
@@ -35,7 +34,6 @@ def rerank(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
 
     With ``--no-reranker`` (a model that embeds both) the query has the full length and is one of the inputs.
     """
-    needs_text(arguments, writer)
     joined = not arguments.no_reranker
     input_len, batch, count = input_length(arguments), arguments.random_batch_size, arguments.num_prompts
     if not joined:
@@ -103,8 +101,3 @@ def input_length(arguments: argparse.Namespace) -> int:
 def one_input(arguments: argparse.Namespace) -> None:
     if arguments.random_batch_size > 1:
         raise ConfigError("--random-batch-size is for --dataset-name random-embeddings and random-rerank.")
-
-
-def needs_text(arguments: argparse.Namespace, writer: Writer) -> None:
-    if not writer.writes:
-        raise ConfigError(f"--dataset-name {arguments.dataset_name} sends texts, so it needs a tokenizer.")

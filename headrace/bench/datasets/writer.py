@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.errors import ConfigError
+
 if TYPE_CHECKING:
     from headrace.frontend.tokenizer import Tokenizer
 
@@ -36,13 +38,18 @@ class Writer:
         drawn: list[int] = np.random.default_rng((self._seed, name)).integers(0, self._kinds, count).tolist()
         return drawn
 
+    def count(self, text: str) -> int:
+        """The tokens of ``text`` with those that the tokenizer adds; 0 without a tokenizer."""
+        return len(self.tokenizer.encode(text)) if self.tokenizer else 0
+
     def prompt(self, items: list[int]) -> str | list[int]:
         """A prompt of as many tokens as there are items, those counted that the tokenizer adds to a text."""
         return items if not self.writes else self.text(items, add_special_tokens=True)
 
     def text(self, items: list[int], add_special_tokens: bool = False) -> str:
         """A text of as many tokens as there are items; its end may differ from theirs."""
-        assert self.tokenizer is not None
+        if self.tokenizer is None or not self.writes:
+            raise ConfigError("this dataset sends texts, so it needs a tokenizer whose vocabulary has whole words.")
         words = self._words[items].tolist()
         for _ in range(ROUNDS):
             text = "".join(words).lstrip()
