@@ -11,5 +11,6 @@ GROUP = Group(
         "throughput": "Run many requests at once on an engine in this process.",
         "startup": "Time how long a new process takes until its engine is ready.",
         "sweep": "Measure many loads and server configurations; find where a server saturates, and what keeps an SLO.",
+        "plot": "Draw figures of results, and list each request's TTFT and TPOT.",
     },
 )

@@ -1,0 +1,136 @@
+"""Results that `bench serve` wrote, ours or vLLM's, read back: found, named, and taken apart by request.
+
+The keys are vLLM's (`vllm bench serve --save-result --save-detailed`). Knows neither figures nor pages.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import ConfigError
+
+NO_RESULTS = ("warmup.json", "summary.json", ".failure.json", ".partial.json", ".pytorch.json")  # how such names end
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's result and what to call it."""
+
+    name: str
+    path: Path
+    data: dict[str, Any]
+
+    @property
+    def detailed(self) -> bool:
+        """Whether it has a latency for each request (`--save-detailed`)."""
+        return bool(self.data.get("ttfts"))
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The successful requests of a result, in the order they were sent: one value each, times in milliseconds.
+
+    ``tpot`` is NaN where there is but one output token; ``itl`` are the gaps between output pieces, by request.
+    ``start`` is since the first request's; empty where the result does not tell.
+    """
+
+    input_len: Array
+    output_len: Array
+    ttft: Array
+    tpot: Array
+    itl: list[Array]
+    start: Array
+
+
+def requests_of(result: Result) -> Requests:
+    data = result.data
+    count = len(data["ttfts"])
+    errors = data.get("errors") or [""] * count
+    good = [i for i in range(count) if not errors[i] and data["output_lens"][i] > 0]
+    chosen = {key: np.array([data[key][i] for i in good], float) for key in ("input_lens", "output_lens", "ttfts")}
+    itls = [np.array(data["itls"][i], float) if data.get("itls") else np.array([]) for i in good]
+    latencies = data.get("latencies") or []
+    if len(latencies) == count:
+        decoding = np.array([latencies[i] for i in good], float) - chosen["ttfts"]
+    else:  # results of older vLLM: the gaps add up to the same
+        decoding = np.array([gaps.sum() for gaps in itls], float)
+    steps = chosen["output_lens"] - 1
+    tpot = np.divide(decoding, steps, out=np.full(len(good), np.nan), where=steps > 0)
+    starts = np.array([data["start_times"][i] for i in good], float) if data.get("start_times") else np.array([])
+    return Requests(
+        input_len=chosen["input_lens"],
+        output_len=chosen["output_lens"],
+        ttft=1000 * chosen["ttfts"],
+        tpot=1000 * tpot,
+        itl=[1000 * gaps for gaps in itls],
+        start=1000 * (starts - starts.min(initial=np.inf)) if len(starts) else starts,
+    )
+
+
+def load(paths: Sequence[str | Path]) -> list[Result]:
+    """The results in files, and in all files below folders. Each gets a name of its own.
+
+    A name is the result's label, else its metadata (`--metadata`), else its file's name. Raises ConfigError if a file
+    can't be read or holds none, or if there is none at all.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for path in map(Path, paths):
+        inside = path.is_dir()
+        files = [file for file in path.rglob("*.json") if not file.name.endswith(NO_RESULTS)] if inside else [path]
+        for file in sorted(files, key=natural):
+            results = [data for data in read(file) if isinstance(data, dict) and "request_throughput" in data]
+            if not inside and not results:
+                raise ConfigError(f"{file} is no result of `bench serve`: it has no request_throughput.")
+            found += [(file, data) for data in results]
+    if not found:
+        raise ConfigError(
+            f"no results in {', '.join(map(str, paths))}: `headrace bench serve --save-result` makes some."
+        )
+    names = unique([title(file, data) for file, data in found], [file for file, _ in found])
+    return [Result(name, file, data) for name, (file, data) in zip(names, found, strict=True)]
+
+
+def read(file: Path) -> Iterator[Any]:
+    """The JSON documents of a file, of which `--append-result` makes several."""
+    try:
+        text, decoder = file.read_text(), json.JSONDecoder()
+        while text := text.lstrip():
+            document, end = decoder.raw_decode(text)
+            yield document
+            text = text[end:]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def title(file: Path, data: dict[str, Any]) -> str:
+    keys = list(data)
+    metadata = []
+    if "num_prompts" in data and "request_rate" in data:  # between which vLLM puts what --metadata gives
+        metadata = keys[keys.index("num_prompts") + 1 : keys.index("request_rate")]
+    return data.get("label") or ", ".join(f"{key}={data[key]}" for key in metadata) or file.stem
+
+
+def unique(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """The same names; those that several results have are told apart by their folders or else by numbers."""
+    counts = Counter(names)
+    names = [
+        f"{file.parent.name}/{name}" if counts[name] > 1 else name for name, file in zip(names, files, strict=True)
+    ]
+    counts, seen = Counter(names), Counter[str]()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(f"{name} #{seen[name]}" if counts[name] > 1 else name)
+    return result
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts rate=2 before rate=16."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", str(path))]

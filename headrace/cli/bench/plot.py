@@ -1,0 +1,40 @@
+"""``headrace bench plot``."""
+
+import argparse
+from pathlib import Path
+
+from headrace.cli.parser import FlagParser
+from headrace.errors import ConfigError
+
+
+def add_arguments(parser: FlagParser) -> None:
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULT", help="Files of `bench serve`, ours or vLLM's; or folders."
+    )
+    parser.add_argument("--out", default="figures", metavar="DIR", help="Where figures and lists go. [figures]")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from headrace.bench.reading import load
+
+    need_matplotlib()
+    from headrace.bench.plot import save_figures, save_requests
+
+    results, folder = load(arguments.results), Path(arguments.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [*save_figures(results, folder), *save_requests(results, folder)]
+    except OSError as error:
+        raise ConfigError(f"--out {folder} can't be written: {error.strerror}.") from None
+    if not any(result.detailed for result in results):
+        print("These results have no latencies by request: `--save-detailed` keeps them, and most figures need them.")
+    print(*files, sep="\n")
+    return 0 if files else 1
+
+
+def need_matplotlib() -> None:
+    """Raises ConfigError if the library that draws is not there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError("figures need matplotlib: pip install 'headrace[bench]'.") from None
