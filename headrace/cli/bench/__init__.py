@@ -7,6 +7,7 @@ GROUP = Group(
     "headrace.cli.bench",
     "Measures a server or an engine, and says how near each figure is to what the device allows.",
     {
+        "serve": "Put a load on a server that speaks OpenAI's API, and time its answers.",
         "latency": "Time batches of requests on an engine in this process.",
         "throughput": "Run many requests at once on an engine in this process.",
         "startup": "Time how long a new process takes until its engine is ready.",

@@ -1,0 +1,279 @@
+"""Figures out of what became of the requests: vLLM's metrics and JSON keys, its printed table, lists by request.
+
+Definitions are those of ``vllm bench serve``: TPOT is (latency - TTFT) / (output tokens - 1), percentiles interpolate
+linearly as NumPy's do, failed requests count in no latency. Knows no server and no clock.
+"""
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from headrace.bench.load import Outcome
+
+TITLES = {
+    "ttft": ("Time to First Token", "TTFT"),
+    "tpot": ("Time per Output Token (excl. 1st token)", "TPOT"),
+    "itl": ("Inter-token Latency", "ITL"),
+    "e2el": ("End-to-end Latency", "E2EL"),
+    "client_queue_time": ("Client Queue Time", "Client Queue Time"),
+    "e2el_including_client_queue": ("End-to-end Latency Including Client Queue", "E2EL Including Client Queue"),
+}
+DETAILS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")  # --save-detailed
+WIDTH = 50
+LATE_SECONDS = 0.01  # from here on an open loop is not what it claims to be
+MOST_REASONS = 10
+SPECULATION = "vllm:spec_decode_num_"
+
+
+def tpot(outcome: Outcome) -> float | None:
+    """Seconds for each output token after the first; None where there is but one."""
+    tokens = outcome.output_len or 0
+    return (outcome.latency - outcome.ttft) / (tokens - 1) if tokens > 1 else None
+
+
+def series(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    """Seconds of every metric, over the successful requests."""
+    good = [outcome for outcome in outcomes if not outcome.error]
+    return {
+        "ttft": [outcome.ttft for outcome in good],
+        "tpot": [value for outcome in good if (value := tpot(outcome)) is not None],
+        "itl": [value for outcome in good for value in outcome.itls],
+        "e2el": [outcome.latency for outcome in good],
+        "client_queue_time": [outcome.start - outcome.due for outcome in good],
+        "e2el_including_client_queue": [outcome.start - outcome.due + outcome.latency for outcome in good],
+    }
+
+
+def measure(
+    outcomes: Sequence[Outcome],
+    duration: float,
+    metrics: Sequence[str],
+    percentiles: Sequence[float],
+    goodput: dict[str, float],
+) -> dict[str, Any]:
+    """vLLM's keys from ``duration`` on, in its order. ``goodput``: the most milliseconds by metric."""
+    good = [outcome for outcome in outcomes if not outcome.error]
+    tokens_in, tokens_out = sum(o.prompt_len for o in good), sum(o.output_len or 0 for o in good)
+    result: dict[str, Any] = {
+        "duration": duration,
+        "completed": len(good),
+        "failed": len(outcomes) - len(good),
+        "total_input_tokens": tokens_in,
+        "total_output_tokens": tokens_out,
+        "request_throughput": len(good) / duration,
+        "request_goodput": sum(meets(o, goodput) for o in good) / duration if goodput else None,
+        "output_throughput": tokens_out / duration,
+        "total_token_throughput": (tokens_in + tokens_out) / duration,
+        "input_lens": [outcome.prompt_len for outcome in outcomes],
+        "output_lens": [outcome.output_len or 0 for outcome in outcomes],
+        "ttfts": [outcome.ttft for outcome in outcomes],
+        "itls": [outcome.itls for outcome in outcomes],
+        "latencies": [outcome.latency for outcome in outcomes],
+        "start_times": [outcome.start for outcome in outcomes],
+        "queue_times": [outcome.start - outcome.due for outcome in outcomes],
+        "generated_texts": [outcome.text for outcome in outcomes],
+        "errors": [outcome.error for outcome in outcomes],
+        "max_output_tokens_per_s": peak_tokens(good),
+        "max_concurrent_requests": peak_requests(good),
+        "rtfx": 0.0,
+    }
+    seconds = series(outcomes)
+    for metric in metrics:
+        result |= statistics(metric, seconds[metric], percentiles)
+    return result
+
+
+def statistics(metric: str, seconds: Sequence[float], percentiles: Sequence[float]) -> dict[str, float]:
+    values = 1000 * np.array(seconds or [0.0])
+    result = {f"mean_{metric}_ms": values.mean(), f"median_{metric}_ms": np.median(values)}
+    result |= {f"std_{metric}_ms": values.std()}
+    result |= {f"p{percent:g}_{metric}_ms": np.percentile(values, percent) for percent in percentiles}
+    return {key: float(value) for key, value in result.items()}
+
+
+def meets(outcome: Outcome, goodput: dict[str, float]) -> bool:
+    took = {"ttft": outcome.ttft, "tpot": tpot(outcome) or 0.0, "e2el": outcome.latency}
+    return all(1000 * took[metric] <= most for metric, most in goodput.items())
+
+
+def peak_tokens(good: Sequence[Outcome]) -> float:
+    """Most output tokens in any second since the first request; a piece of several tokens counts as so many."""
+    if not good:
+        return 0.0
+    begin, per_second = min(outcome.start for outcome in good), np.zeros(1)
+    for outcome in good:
+        times = outcome.start - begin + outcome.ttft + np.cumsum([0.0, *outcome.itls])
+        counts = np.bincount(times.astype(int)) * ((outcome.output_len or 0) / len(times))
+        per_second = np.pad(per_second, (0, max(len(counts) - len(per_second), 0)))
+        per_second[: len(counts)] += counts
+    return float(per_second.max())
+
+
+def peak_requests(good: Sequence[Outcome]) -> int:
+    starts, ends = [o.start for o in good], [o.start + o.latency for o in good]
+    moments = np.concatenate([starts, ends])
+    order = np.argsort(moments, kind="stable")
+    steps = np.where(order < len(starts), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def schedule(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[str, Any]:
+    """Latencies from when each request was due, whoever was late: a slow server can't hide in a client that waits.
+
+    In milliseconds, with how late the client itself was. An open loop only: else nothing is due.
+    """
+    good = [outcome for outcome in outcomes if not outcome.error]
+    result: dict[str, Any] = {}
+    result |= statistics("scheduled_ttft", [o.start - o.due + o.ttft for o in good], percentiles)
+    result |= statistics("scheduled_e2el", [o.start - o.due + o.latency for o in good], percentiles)
+    result |= statistics("client_late", [outcome.late for outcome in outcomes], percentiles)
+    late = [outcome.late for outcome in outcomes if outcome.late > LATE_SECONDS]
+    return result | {"max_client_late_ms": 1000 * max((o.late for o in outcomes), default=0.0), "num_late": len(late)}
+
+
+def table(result: dict[str, Any], metrics: Sequence[str], percentiles: Sequence[float], pooling: bool) -> list[str]:
+    """vLLM's printed table of a result."""
+    rate = result["request_rate"]
+    rows: list[tuple[str, Any]] = [
+        ("Successful requests:", result["completed"]),
+        ("Failed requests:", result["failed"]),
+    ]
+    if result["max_concurrency"] is not None:
+        rows.append(("Maximum request concurrency:", result["max_concurrency"]))
+    if rate != "inf":
+        rows.append(("Request rate configured (RPS):", float(rate)))
+    rows += [("Benchmark duration (s):", result["duration"]), ("Total input tokens:", result["total_input_tokens"])]
+    if not pooling:
+        rows.append(("Total generated tokens:", result["total_output_tokens"]))
+    rows.append(("Request throughput (req/s):", result["request_throughput"]))
+    if result["request_goodput"] is not None:
+        rows.append(("Request goodput (req/s):", result["request_goodput"]))
+    if not pooling:
+        rows += [
+            ("Output token throughput (tok/s):", result["output_throughput"]),
+            ("Peak output token throughput (tok/s):", result["max_output_tokens_per_s"]),
+            ("Peak concurrent requests:", float(result["max_concurrent_requests"])),
+        ]
+    rows.append(("Total token throughput (tok/s):", result["total_token_throughput"]))
+    lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}", *map(row, rows)]
+    for metric in metrics:
+        title, short = TITLES[metric]
+        lines.append(f"{title:-^{WIDTH}}")
+        names = [("Mean", "mean"), ("Median", "median"), *((f"P{p:g}", f"p{p:g}") for p in percentiles)]
+        lines += [row((f"{name} {short} (ms):", result[f"{key}_{metric}_ms"])) for name, key in names]
+    if "spec_decode_num_drafts" in result:
+        lines += [f"{'Speculative Decoding':-^{WIDTH}}", *map(row, speculation_rows(result))]
+    return [*lines, "=" * WIDTH]
+
+
+def speculation_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("Acceptance rate (%):", result["spec_decode_acceptance_rate"]),
+        ("Acceptance length:", result["spec_decode_acceptance_length"]),
+        ("Drafts:", result["spec_decode_num_drafts"]),
+        ("Draft tokens:", result["spec_decode_draft_tokens"]),
+        ("Accepted tokens:", result["spec_decode_accepted_tokens"]),
+        *(
+            (f"Position {position} acceptance (%):", 100 * share)
+            for position, share in enumerate(result["spec_decode_per_position_acceptance_rates"])
+        ),
+    ]
+
+
+def row(pair: tuple[str, Any]) -> str:
+    label, value = pair
+    return f"{label:<40} {value:<10.2f}" if isinstance(value, float) else f"{label:<40} {value:<10}"
+
+
+def schedule_lines(result: dict[str, Any], percentiles: Sequence[float], pooling: bool) -> list[str]:
+    """Lines on what ``schedule`` found."""
+    shown = [("mean", "mean"), ("median", "median"), *((f"P{p:g}", f"p{p:g}") for p in percentiles)]
+    lines = ["From when each request was due, in ms:"]
+    for name, key in (("TTFT", "scheduled_ttft"), ("E2EL", "scheduled_e2el"), ("client late", "client_late")):
+        if not (pooling and key == "scheduled_ttft"):
+            figures = [f"{title} {result[f'{stem}_{key}_ms']:.2f}" for title, stem in shown]
+            lines.append(f"  {name:<12} {', '.join(figures)}")
+    if late := result["num_late"]:
+        lines.append(
+            f"The client was late: {late} requests left more than {1000 * LATE_SECONDS:g} ms behind the schedule, "
+            f"up to {result['max_client_late_ms']:.1f} ms. More --num-client-processes may help."
+        )
+    return lines
+
+
+def reasons(failures: dict[str, int]) -> list[str]:
+    """A line for each reason, the most frequent first."""
+    shown = Counter(failures).most_common(MOST_REASONS)
+    lines = [f"{count:>7} × {reason}" for reason, count in shown]
+    rest = sum(failures.values()) - sum(count for _, count in shown)
+    return [*lines, f"{rest:>7} × other reasons"] if rest else lines
+
+
+def speculation(before: str | None, after: str | None) -> dict[str, Any]:
+    """vLLM's keys on speculative decoding, from a server's /metrics before and after; none if it doesn't speculate."""
+    counts = drafts_in(after or "")
+    for name, count in drafts_in(before or "").items():
+        counts[name] -= count
+    drafts, tokens, accepted = (counts[name] for name in ("drafts", "draft_tokens", "accepted_tokens"))
+    if not drafts:
+        return {}
+    positions = sorted((name for name in counts if name.isdecimal()), key=int)
+    return {
+        "spec_decode_acceptance_rate": 100 * accepted / tokens,
+        "spec_decode_acceptance_length": 1 + accepted / drafts,
+        "spec_decode_num_drafts": int(drafts),
+        "spec_decode_draft_tokens": int(tokens),
+        "spec_decode_accepted_tokens": int(accepted),
+        "spec_decode_per_position_acceptance_rates": [counts[name] / drafts for name in positions],
+    }
+
+
+def drafts_in(metrics: str) -> defaultdict[str, float]:
+    """vLLM's counters of speculative decoding by name, over all engines; of a position by its number."""
+    counts: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(metrics):
+        if family.name.startswith(SPECULATION):
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    name = sample.labels.get("position") or family.name.removeprefix(SPECULATION)
+                    counts[name] += sample.value
+    return counts
+
+
+COLUMNS = ("index", "input_len", "output_len", "scheduled_s", "queue_s", "ttft_ms", "tpot_ms", "e2el_ms", "error")
+
+
+def by_request(outcomes: Sequence[Outcome], begin: float) -> list[list[str]]:
+    """Rows of COLUMNS; empty where a request has no such figure. ``scheduled_s`` is after ``begin``."""
+    rows = []
+    for outcome in outcomes:
+        times = [None if outcome.error else 1000 * outcome.ttft, None if outcome.error else tpot(outcome)]
+        if times[1] is not None:
+            times[1] *= 1000
+        times.append(None if outcome.error else 1000 * outcome.latency)
+        rows.append(
+            [
+                *(str(n) for n in (outcome.index, outcome.prompt_len, outcome.output_len or 0)),
+                *(f"{seconds:.6f}" for seconds in (outcome.due - begin, outcome.start - outcome.due)),
+                *("" if value is None else f"{value:.3f}" for value in times),
+                outcome.error,
+            ]
+        )
+    return rows
+
+
+def as_csv(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    return text.getvalue()
+
+
+def as_text(rows: list[list[str]]) -> str:
+    lines = [list(COLUMNS), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join("  ".join(map(str.rjust, line, widths)).rstrip() + "\n" for line in lines)

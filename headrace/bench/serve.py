@@ -1,0 +1,297 @@
+"""A load on a server, from arrivals to outcomes: client processes, the terminal's progress, what the server tells.
+
+Knows no flags, no figures and no files.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from time import perf_counter
+
+import httpx
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from headrace.bench.api import BadReply, Reply
+from headrace.bench.client import Client, Lost, Target
+from headrace.bench.load import PROGRAM, Outcome, Outcomes, Request, Share, Tally, chains, framed, receive
+from headrace.errors import HeadraceError
+
+LEAD_SECONDS = 0.05  # from telling the processes when to begin until then
+SHOW_SECONDS = 0.25
+RETRY_SECONDS = 1.0
+ASK_SECONDS = 10.0  # for what isn't measured: lists of models, metrics
+PROFILE_SECONDS = 600.0  # a trace of many steps takes its time to write
+MESSAGES = msgspec.msgpack.Decoder(Tally | Outcomes)
+
+
+@dataclass(frozen=True)
+class RampUp:
+    """A rate that grows from the first request to the last, in requests per second."""
+
+    strategy: str  # linear or exponential
+    start: float
+    end: float
+
+    def rates(self, count: int) -> np.ndarray:
+        space = np.geomspace if self.strategy == "exponential" else np.linspace
+        return space(self.start, self.end, count)
+
+
+def arrivals(count: int, rate: float, burstiness: float, seed: int, ramp_up: RampUp | None = None) -> list[float]:
+    """When each request is due, in seconds after the start; the last of ``rate`` a second comes at ``count / rate``.
+
+    Intervals are of a gamma distribution of shape ``burstiness``: 1 makes a Poisson process, more is more even,
+    infinity exactly even.
+    """
+    if ramp_up is None and np.isinf(rate):
+        return [0.0] * count
+    means = 1 / (np.full(count, rate) if ramp_up is None else ramp_up.rates(count))
+    even = np.isinf(burstiness)
+    intervals = means if even else np.random.default_rng(seed).gamma(burstiness, means / burstiness)
+    times = np.cumsum(intervals)
+    due: list[float] = (times * (means.sum() / times[-1])).tolist()
+    return due
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A load: ``slots`` bounds the requests on their way at once, over all ``processes``; ``show`` draws progress."""
+
+    target: Target
+    requests: list[Request]
+    slots: int | None = None
+    processes: int = 1
+    show: bool = False
+
+    def shares(self) -> list[Share]:
+        """One for every process that has something to do; conversations stay whole."""
+        every, number = chains(self.requests), self.processes
+        if self.slots is not None:
+            number = min(number, self.slots)
+        number = min(number, len(every))
+        slots = [
+            None if self.slots is None else self.slots // number + (one < self.slots % number) for one in range(number)
+        ]
+        return [
+            Share(self.target, [request for turns in every[one::number] for request in turns], slots[one])
+            for one in range(number)
+        ]
+
+
+@dataclass
+class Run:
+    """What became of a plan. ``begin`` is a moment by ``perf_counter``, as those of the outcomes are."""
+
+    outcomes: list[Outcome]
+    begin: float
+    interrupted: bool
+    processes: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the start to the end of the last answer."""
+        return max((outcome.end for outcome in self.outcomes), default=perf_counter()) - self.begin
+
+
+@dataclass
+class Child:
+    """A client process and what it has told."""
+
+    process: asyncio.subprocess.Process
+    share: Share
+    tally: Tally = field(default_factory=Tally)
+    outcomes: list[Outcome] | None = None
+
+    @classmethod
+    async def start(cls, share: Share) -> "Child":
+        pipe = asyncio.subprocess.PIPE
+        # A session of its own: Ctrl-C in the terminal is for the parent, which then asks for what there is.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *PROGRAM, stdin=pipe, stdout=pipe, start_new_session=True
+        )
+        child = cls(process, share)
+        await child.tell(share)
+        return child
+
+    async def tell(self, message: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(framed(message))
+        await self.process.stdin.drain()
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    async def listen(self) -> bool:
+        """Take in one message. False at the end of the process."""
+        assert self.process.stdout is not None
+        try:
+            message = MESSAGES.decode(await receive(self.process.stdout))
+        except asyncio.IncompleteReadError:
+            await self.process.wait()
+            return False
+        if isinstance(message, Tally):
+            self.tally = message
+        else:
+            self.outcomes = message.outcomes
+        return True
+
+    async def follow(self, begin: float) -> list[Outcome]:
+        while await self.listen():
+            pass
+        if self.outcomes is not None:
+            return self.outcomes
+        reason = f"the client process ended with exit code {self.process.returncode}"
+        moment = perf_counter()
+        return [
+            Outcome(
+                index=request.index,
+                prompt_len=request.prompt_len,
+                output_len=0,
+                due=begin + request.at,
+                late=0.0,
+                start=begin + request.at,
+                end=moment,
+                error=reason,
+            )
+            for request in self.share.requests
+        ]
+
+
+def run(plan: Plan) -> Run:
+    """Put the load on the server. SIGINT and SIGTERM end it early, and what was on its way has failed then."""
+    return asyncio.run(drive(plan))
+
+
+async def drive(plan: Plan) -> Run:
+    children: list[Child] = []
+    try:
+        children += [await Child.start(share) for share in plan.shares()]
+        for child in children:
+            if not await child.listen():
+                raise HeadraceError(f"a client process ended at once, with exit code {child.process.returncode}.")
+        begin, interrupted = perf_counter() + LEAD_SECONDS, asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupt, children, interrupted)
+        show = asyncio.create_task(draw_progress(children, len(plan.requests), begin, plan.show))
+        for child in children:
+            await child.tell(begin)
+        parts = await asyncio.gather(*(child.follow(begin) for child in children))
+        show.cancel()
+        await asyncio.wait({show})
+    finally:
+        for child in children:
+            if child.process.returncode is None:
+                child.process.kill()
+                await child.process.wait()
+    outcomes = sorted((outcome for part in parts for outcome in part), key=lambda outcome: outcome.index)
+    return Run(outcomes, begin, interrupted.is_set(), len(children))
+
+
+def interrupt(children: Iterable[Child], interrupted: asyncio.Event) -> None:
+    interrupted.set()
+    for child in children:
+        child.stop()
+
+
+async def draw_progress(children: list[Child], total: int, begin: float, show: bool) -> None:
+    """On a terminal, until cancelled: how many requests are where, and the figures so far."""
+    console = Console(stderr=True)
+    columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal), auto_refresh=False) as bars:
+        bar = bars.add_task("", total=total, state="")
+
+        def update() -> None:
+            tally = reduce(Tally.plus, (child.tally for child in children))
+            state = describe(tally, max(perf_counter() - begin, SHOW_SECONDS))
+            bars.update(bar, completed=tally.done + tally.failed, state=state, refresh=True)
+
+        try:
+            while True:
+                await asyncio.sleep(SHOW_SECONDS)
+                update()
+        finally:
+            update()
+
+
+def describe(tally: Tally, seconds: float) -> str:
+    parts = [
+        f"{tally.done} done",
+        f"{tally.running} running",
+        f"[red]{tally.failed} failed[/red]" if tally.failed else "0 failed",
+        f"{tally.pieces / seconds:,.0f} tok/s",
+    ]
+    if tally.begun:
+        parts.append(f"TTFT {1000 * tally.first / tally.begun:.1f} ms")
+    if tally.pieces > tally.begun:
+        parts.append(f"ITL {1000 * tally.between / (tally.pieces - tally.begun):.2f} ms")
+    return " · ".join(parts)
+
+
+# -- before and after the load --------------------------------------------------------------------------------------
+
+
+def wait_ready(target: Target, request: Request, seconds: float) -> None:
+    """Send one request until it succeeds. Raises HeadraceError if none does within ``seconds``."""
+    deadline = perf_counter() + seconds
+    while reasons := asyncio.run(try_out(target, [request])):
+        if perf_counter() >= deadline:
+            raise HeadraceError(f"{target.url} was not ready within {seconds:g} s: {reasons[0]}.")
+        asyncio.run(asyncio.sleep(RETRY_SECONDS))
+
+
+def warm_up(target: Target, request: Request, count: int) -> None:
+    """Send a request ``count`` times at once, unmeasured. Raises HeadraceError if one fails."""
+    if reasons := asyncio.run(try_out(target, [request] * count)):
+        raise HeadraceError(f"{len(reasons)} of {count} warm-up requests failed: {reasons[0]}.")
+
+
+async def try_out(target: Target, requests: list[Request]) -> list[str]:
+    """Why those of ``requests`` failed that did."""
+    async with Client(target) as client:
+        sent = (client.send(request.body, Reply()) for request in requests)
+        results = await asyncio.gather(*sent, return_exceptions=True)
+    for result in results:
+        if result is not None and not isinstance(result, BadReply | Lost):
+            raise result
+    return [str(result) for result in results if result is not None]
+
+
+class Server:
+    """What a server tells about itself, beside the requests measured."""
+
+    def __init__(self, base: str, headers: dict[str, str], insecure: bool):
+        self._http = httpx.Client(base_url=base, headers=headers, verify=not insecure, timeout=ASK_SECONDS)
+
+    def first_model(self) -> tuple[str, str]:
+        """The first model served: its name, and where its files are. Raises HeadraceError if there is none."""
+        try:
+            card = self._http.get("/v1/models").raise_for_status().json()["data"][0]
+            return card["id"], card.get("root") or card["id"]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise HeadraceError(f"{self._http.base_url} names no model ({error}): add --model.") from None
+
+    def metrics(self) -> str | None:
+        """The text of /metrics, if the server has it."""
+        try:
+            response = self._http.get("/metrics")
+        except httpx.HTTPError:
+            return None
+        return response.text if response.is_success else None
+
+    def profile(self, action: str) -> None:
+        """POST /start_profile or /stop_profile. Raises HeadraceError if the server doesn't."""
+        try:
+            response = self._http.post(f"/{action}_profile", timeout=PROFILE_SECONDS)
+        except httpx.HTTPError as error:
+            raise HeadraceError(f"/{action}_profile did not answer: {error}.") from None
+        if not response.is_success:
+            raise HeadraceError(
+                f"the server answered {response.status_code} to /{action}_profile: start it with --profiler-config."
+            )

@@ -1,0 +1,198 @@
+"""``headrace bench serve``: vLLM's flags, its table and its file; below the table what vLLM doesn't tell."""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.bench import datasets
+from headrace.cli.bench import serve_flags
+from headrace.cli.bench.serve_flags import add_arguments
+from headrace.config.options import LoadOptions, ModelOptions
+from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.bench.load import Request
+    from headrace.bench.serve import Plan, Run, Server
+    from headrace.frontend.tokenizer import Tokenizer
+
+__all__ = ["add_arguments", "run"]
+
+SIGINT_EXIT = 130
+ANY_VOCABULARY = 256  # token ids that every model has
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from headrace.bench import measures, results, serve
+    from headrace.bench.client import Target
+
+    serve_flags.check(arguments)
+    saves = arguments.save_result or arguments.append_result
+    directory = Path(arguments.result_dir or ".")
+    if saves:
+        results.check_directory(directory)
+    base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
+    server = serve.Server(base, headers, arguments.insecure)
+    model = arguments.model
+    name, root = (arguments.served_model_name or model, model) if model else server.first_model()
+    tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
+    endpoint = arguments.endpoint or serve_flags.api_of(arguments).endpoint
+    target = Target(base + endpoint, arguments.backend, headers, arguments.request_timeout, arguments.insecure)
+    plan = serve.Plan(
+        target,
+        requests_of(arguments, name, tokenizer),
+        arguments.max_concurrency,
+        arguments.num_client_processes,
+        not arguments.disable_tqdm,
+    )
+    done, before, after = put_on(plan, server, arguments)
+    count_tokens(done, tokenizer)
+    result = heading(arguments, root, tokenizer, len(plan.requests)) | measures.measure(
+        done.outcomes, done.duration, arguments.percentile_metrics, arguments.metric_percentiles, arguments.goodput
+    )
+    result |= measures.speculation(before, after)
+    result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
+    print_result(arguments, plan, done, result)
+    trouble = save(arguments, directory, result, done) if saves else []
+    for sentence in trouble:
+        print(f"headrace: error: {sentence}.", file=sys.stderr)
+    if done.interrupted:
+        return SIGINT_EXIT
+    return int(bool(trouble) or bool(result["failed"] and not arguments.allow_failures))
+
+
+def load_tokenizer(arguments: argparse.Namespace, root: str) -> "Tokenizer":
+    from headrace.frontend.tokenizer import Tokenizer
+    from headrace.models import source
+
+    name = arguments.tokenizer or root
+    model = ModelOptions(
+        model=name, tokenizer_mode=arguments.tokenizer_mode, trust_remote_code=arguments.trust_remote_code
+    )
+    load = LoadOptions(load_format="dummy")  # no weights
+    return Tokenizer(source.load_tokenizer(source.resolve(model, load), model, load))
+
+
+def requests_of(arguments: argparse.Namespace, model: str, tokenizer: "Tokenizer | None") -> "list[Request]":
+    from headrace.bench.load import Request
+    from headrace.bench.serve import arrivals
+
+    samples = datasets.draw(arguments, tokenizer, tokenizer.vocab_size if tokenizer else ANY_VOCABULARY)
+    api, fields = serve_flags.api_of(arguments), serve_flags.request_fields(arguments)
+    rate, ramp_up = arguments.request_rate, serve_flags.ramp_up_of(arguments)
+    times = arrivals(len(samples), rate, arguments.burstiness, arguments.seed, ramp_up)
+    return [
+        Request(
+            index,
+            {"model": model} | api.body(sample) | fields,
+            sample.prompt_len,
+            due if sample.at is None else sample.at,
+            sample.conversation,
+        )
+        for index, (sample, due) in enumerate(zip(samples, times, strict=True))
+    ]
+
+
+def put_on(plan: "Plan", server: "Server", arguments: argparse.Namespace) -> "tuple[Run, str | None, str | None]":
+    """Run a plan, with what comes before and after it. Also returns the server's metrics before and after."""
+    from headrace.bench import serve
+
+    first = plan.requests[0]
+    if arguments.ready_check_timeout_sec > 0:
+        serve.wait_ready(plan.target, first, arguments.ready_check_timeout_sec)
+    if arguments.num_warmups > 0:
+        serve.warm_up(plan.target, first, arguments.num_warmups)
+    before = server.metrics()
+    if arguments.profile:
+        server.profile("start")
+    done = serve.run(plan)
+    after = server.metrics()
+    if arguments.profile:
+        try:
+            server.profile("stop")
+        except HeadraceError as error:  # the figures are worth more than the trace
+            print(f"headrace: warning: {error}", file=sys.stderr)
+    return done, before, after
+
+
+def count_tokens(done: "Run", tokenizer: "Tokenizer | None") -> None:
+    """Count the output tokens of servers that don't: in the text, or else a token a piece."""
+    for outcome in done.outcomes:
+        if outcome.output_len is None:
+            text = outcome.text if tokenizer else ""
+            outcome.output_len = len(tokenizer.encode(text, False)) if tokenizer and text else len(outcome.itls) + 1
+
+
+def heading(
+    arguments: argparse.Namespace, root: str, tokenizer: "Tokenizer | None", num_prompts: int
+) -> dict[str, Any]:
+    """vLLM's keys that say what was run."""
+    result = {
+        "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": arguments.backend,
+        "backend": arguments.backend,
+        "label": arguments.label,
+        "model_id": root,
+        "tokenizer_id": (arguments.tokenizer or root) if tokenizer else None,
+        "num_prompts": num_prompts,
+        **dict(arguments.metadata),
+        "request_rate": "inf" if math.isinf(arguments.request_rate) else arguments.request_rate,
+        "burstiness": "inf" if math.isinf(arguments.burstiness) else arguments.burstiness,
+        "max_concurrency": arguments.max_concurrency,
+    }
+    if arguments.ramp_up_strategy:
+        result["ramp_up_strategy"] = arguments.ramp_up_strategy
+        result["ramp_up_start_rps"] = arguments.ramp_up_start_rps
+        result["ramp_up_end_rps"] = arguments.ramp_up_end_rps
+    return result
+
+
+def beyond(arguments: argparse.Namespace, plan: "Plan", done: "Run", **detailed: Any) -> dict[str, Any]:
+    """Keys that vLLM's results don't have."""
+    from headrace.bench import measures
+
+    result: dict[str, Any] = {
+        "num_client_processes": done.processes,
+        "unsent": len(plan.requests) - len(done.outcomes),
+        "interrupted": done.interrupted,
+        "failures": dict(Counter(outcome.error for outcome in done.outcomes if outcome.error)),
+    }
+    if any(request.at for request in plan.requests):
+        result["schedule"] = measures.schedule(done.outcomes, arguments.metric_percentiles)
+    return result | (detailed if arguments.save_detailed else {})
+
+
+def print_result(arguments: argparse.Namespace, plan: "Plan", done: "Run", result: dict[str, Any]) -> None:
+    from headrace.bench import measures
+
+    pooling, percentiles = not plan.target.api.streamed, arguments.metric_percentiles
+    lines = measures.table(result, arguments.percentile_metrics, percentiles, pooling)
+    if "schedule" in result:
+        lines += measures.schedule_lines(result["schedule"], percentiles, pooling)
+    if done.processes > 1:
+        lines.append(f"Sent by {done.processes} client processes.")
+    if done.interrupted:
+        lines.append(f"Interrupted: {result['unsent']} requests were not sent.")
+    if result["failed"]:
+        lines += ["Failed requests by reason:", *measures.reasons(result["failures"])]
+    print(*lines, sep="\n")
+
+
+def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any], done: "Run") -> list[str]:
+    """Save the result, with details also the figures of each request as text and CSV. Returns what went wrong."""
+    from headrace.bench import measures, results
+
+    path = directory / (arguments.result_filename or results.file_name(result))
+    siblings = {}
+    if arguments.save_detailed:
+        rows = measures.by_request(done.outcomes, done.begin)
+        siblings = {".requests.csv": measures.as_csv(rows), ".requests.txt": measures.as_text(rows)}
+    else:
+        result = {key: value for key, value in result.items() if key not in measures.DETAILS}
+    trouble = results.save(path, result, arguments.append_result, siblings)
+    if not trouble:
+        print(f"Saved {path}")
+    return trouble
