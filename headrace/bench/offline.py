@@ -1,128 +1,241 @@
-"""``headrace bench latency`` and ``throughput``: an engine in this process, prompts of random tokens.
+"""``headrace bench latency`` and ``throughput``: an engine in this process, or in each of torchrun's.
 
-Figures and JSON keys are vLLM's; beside them stands what the device allows.
+Figures and JSON keys are vLLM's; beside them stands what the device allows, and which share of it was used. Several
+ranks start together, and the time of all of them is that of the slowest.
 """
 
-import random
 import statistics
 import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from headrace.bench import limits
+from headrace.bench.datasets import Sample
+from headrace.bench.ranks import Ranks
+from headrace.config import profiler_settings
 from headrace.errors import ConfigError
-from headrace.frontend.llm import LLM
-from headrace.types import RequestOutput, SamplingParams
+from headrace.frontend.door import Prompt
+from headrace.frontend.llm import LLM, Messages
+from headrace.types import EngineInfo, RequestOutput, SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
+class Repeats(NamedTuple):
+    """How often to measure, and what to do before: batches for ``latency``, requests for ``throughput``."""
+
+    warmup: int
+    measured: int
+
+
 @dataclass(frozen=True)
-class Lengths:
-    """How long random prompts and outputs are: ``input`` and ``output`` tokens, give or take ``spread`` of them."""
+class Run:
+    """What one rank did with its requests once."""
 
-    input: int
-    output: int
-    spread: float = 0.0
+    seconds: float
+    num_requests: int
+    prompt_tokens: int
+    computed: list[int]  # prompt tokens of each sequence that the prefix cache did not have
+    outputs: list[int]  # tokens of each sequence
+    context: float  # tokens in the cache before an output token, on average
+    steps: float  # that the engine took, about
 
-    def draw(self, count: int, vocab_size: int, seed: int) -> tuple[list[list[int]], list[int]]:
-        """``count`` prompts, and how many tokens each is to get."""
-        rng = random.Random(seed)
+    @property
+    def output_tokens(self) -> int:
+        return sum(self.outputs)
 
-        def around(length: int) -> int:
-            return rng.randint(max(round(length * (1 - self.spread)), 1), max(round(length * (1 + self.spread)), 1))
+    def utilization(self, info: EngineInfo, ceilings: limits.Ceilings, seconds: float) -> limits.Utilization:
+        return limits.utilization(
+            info,
+            ceilings,
+            seconds=seconds,
+            steps=self.steps,
+            prompts=self.computed,
+            output_tokens=self.output_tokens,
+            context=self.context,
+        )
 
-        prompts = [[rng.randrange(vocab_size) for _ in range(around(self.input))] for _ in range(count)]
-        return prompts, [around(self.output) for _ in range(count)]
-
-
-def generate(llm: LLM, prompts: list[list[int]], outputs: list[int], sampling: dict[str, Any]) -> list[RequestOutput]:
-    params = [SamplingParams(max_tokens=count, ignore_eos=True, **sampling) for count in outputs]
-    return llm.generate(prompts, params, use_tqdm=False)
-
-
-def check_lengths(llm: LLM, longest: int) -> None:
-    if longest > llm.info.max_model_len:
-        limit = llm.info.max_model_len
-        raise ConfigError(f"prompt and output together have up to {longest} tokens, more than --max-model-len {limit}.")
+    def least_seconds(self, info: EngineInfo, ceilings: limits.Ceilings) -> float:
+        """That the device would have needed, had all sequences run at once."""
+        prefill = sum(ceilings.prefill_step(info, length).products for length in self.computed)
+        steps = self.output_tokens / len(self.outputs)
+        return prefill + steps * ceilings.decode_seconds(info, len(self.outputs), self.context)
 
 
 def latency(
-    llm: LLM, lengths: Lengths, batch: int, warmup: int, iterations: int, sampling: dict[str, Any]
+    llm: LLM, ranks: Ranks, lengths: tuple[int, int], batch: int, repeats: Repeats, sampling: SamplingParams
 ) -> dict[str, Any]:
-    """Times of ``iterations`` batches: vLLM's keys, and of the medians the first token's and a decoding step's."""
-    check_lengths(llm, lengths.input + lengths.output)
-    latencies, first, steps = [], [], []
-    for iteration in range(-warmup, iterations):
-        prompts, outputs = lengths.draw(batch, llm.info.vocab_size, iteration)
+    """Times of batches of requests with ``lengths`` tokens in and out, each rank with its share of ``batch``."""
+    input_len, output_len = lengths
+    check_length(llm, input_len + output_len)
+    share = len(range(ranks.rank, batch, ranks.size))
+    if not share:
+        raise ConfigError(f"--batch-size {batch} is less than the {ranks.size} processes that share it.")
+
+    def one(seed: int) -> tuple[float, float, float]:
+        """Seconds of a batch, to its last first token, and of a step after that."""
+        rng = np.random.default_rng((ranks.rank, seed))
+        prompts: list[Any] = rng.integers(llm.info.vocab_size, size=(share, input_len)).tolist()
+        ranks.meet()
         started = time.perf_counter()
-        done = generate(llm, prompts, outputs, sampling)
+        done = llm.generate(prompts, sampling.clone(max_tokens=output_len), use_tqdm=False)
         elapsed = time.perf_counter() - started
-        if iteration < 0:
-            continue
-        latencies.append(elapsed)
         times = [output.metrics for output in done if output.metrics]
         begun = max(metrics.first_token_ts for metrics in times)
-        first.append(begun - min(metrics.queued_ts for metrics in times))
-        if lengths.output > 1:
-            steps.append((max(metrics.last_token_ts for metrics in times) - begun) / (lengths.output - 1))
-    ceilings = limits.measure(llm.info.dtype)
-    context = lengths.input + lengths.output / 2
+        decoding = max(metrics.last_token_ts for metrics in times) - begun
+        return elapsed, begun - min(metrics.queued_ts for metrics in times), decoding / max(output_len - 1, 1)
+
+    measured = [one(seed) for seed in range(repeats.warmup + repeats.measured)][repeats.warmup :]
+    files = profiled(llm, lambda: one(0))
+    latencies, first, steps = np.array(ranks.gather(measured)).max(axis=0).T.tolist()
     result: dict[str, Any] = {
         "avg_latency": statistics.mean(latencies),
         "latencies": latencies,
-        "percentiles": {str(p): percentile(latencies, p) for p in PERCENTILES},
-        "ttft": spread(first),
-        "ttft_limit": ceilings.prefill_seconds(llm.info, lengths.input) if batch == 1 else None,
-        "decode_step": spread(steps) if steps else None,
-        "decode_step_limit": ceilings.decode_seconds(llm.info, batch, context) if steps else None,
+        "percentiles": percentiles(latencies),
     }
-    return result | facts(llm, ceilings)
+    info, ceilings, rows = llm.info, limits.measure(llm.info.dtype), share * sampling.n
+    prefill = ceilings.prefill_step(info, input_len)
+    used = limits.utilization(info, ceilings, seconds=statistics.median(first), steps=1, prompts=[input_len] * rows)
+    result["ttft"] = spread(first) | {"limit": max(prefill.weights, rows * prefill.products)} | used._asdict()
+    if output_len > 1:
+        seconds, context = statistics.median(steps), input_len + output_len / 2
+        used = limits.utilization(info, ceilings, seconds=seconds, steps=1, output_tokens=rows, context=context)
+        result["decode_step"] = spread(steps) | {"limit": ceilings.decode_seconds(info, rows, context)}
+        result["decode_step"] |= used._asdict()
+    return result | facts(llm, ceilings, files)
 
 
 def throughput(
-    llm: LLM, lengths: Lengths, count: int, warmups: int, seed: int, sampling: dict[str, Any]
+    llm: LLM, ranks: Ranks, samples: Sequence[Sample], repeats: Repeats, sampling: SamplingParams
 ) -> dict[str, Any]:
-    """One run of ``count`` requests sent at once: vLLM's keys, and what output tokens a second the device allows."""
-    check_lengths(llm, round((lengths.input + lengths.output) * (1 + lengths.spread)))
-    if warmups:
-        generate(llm, *lengths.draw(warmups, llm.info.vocab_size, -1), sampling)
-    prompts, outputs = lengths.draw(count, llm.info.vocab_size, seed)
-    started = time.perf_counter()
-    generate(llm, prompts, outputs, sampling)
-    elapsed = time.perf_counter() - started
-    tokens_in, tokens_out = sum(map(len, prompts)), sum(outputs)
-    ceilings = limits.measure(llm.info.dtype)
-    contexts = sum(len(prompt) + wanted / 2 for prompt, wanted in zip(prompts, outputs, strict=True)) / count
-    least = sum(ceilings.prefill_seconds(llm.info, len(prompt)) for prompt in prompts) + (
-        ceilings.decode_seconds(llm.info, count, contexts) * tokens_out / count
-    )
-    result = {
-        "elapsed_time": elapsed,
+    """Runs of all requests, sent at once: vLLM's keys of the median run, the spread of all, each rank's figures."""
+    for sample in samples:
+        check_length(llm, sample.prompt_len + (sample.output_len or 0))
+    own = ranks.share(samples)
+    if not all(ranks.gather(bool(own))):
+        raise ConfigError(f"there are fewer requests or conversations than the {ranks.size} processes that share them.")
+    send(llm, own[: repeats.warmup], sampling)
+    runs = []
+    for _ in range(repeats.measured):
+        llm.reset_prefix_cache()
+        ranks.meet()
+        runs.append(one_run(llm, own, sampling))
+    files = profiled(llm, lambda: send(llm, own, sampling))
+    info, ceilings = llm.info, limits.measure(llm.info.dtype)
+    repeated = list(zip(*ranks.gather(runs), strict=True))
+    times = [max(run.seconds for run in each) for each in repeated]
+    seconds, chosen = sorted(zip(times, repeated, strict=True), key=lambda pair: pair[0])[len(times) // 2]
+    result: dict[str, Any] = figures(chosen, seconds, info, ceilings)
+    rates = [sum(run.output_tokens for run in each) / time for time, each in zip(times, repeated, strict=True)]
+    result |= {"elapsed_times": times, "output_tokens_per_second_spread": spread(rates)}
+    if ranks.size > 1:
+        result["ranks"] = [
+            {"rank": rank} | figures([run], run.seconds, info, ceilings) for rank, run in enumerate(chosen)
+        ]
+    return result | facts(llm, ceilings, files)
+
+
+def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: limits.Ceilings) -> dict[str, Any]:
+    """Of one run of some ranks that together took ``seconds``."""
+    count, tokens_in = sum(run.num_requests for run in runs), sum(run.prompt_tokens for run in runs)
+    tokens_out = sum(run.output_tokens for run in runs)
+    used = np.mean([run.utilization(info, ceilings, seconds) for run in runs], axis=0).tolist()
+    return {
+        "elapsed_time": seconds,
         "num_requests": count,
         "total_num_tokens": tokens_in + tokens_out,
-        "requests_per_second": count / elapsed,
-        "tokens_per_second": (tokens_in + tokens_out) / elapsed,
+        "requests_per_second": count / seconds,
+        "tokens_per_second": (tokens_in + tokens_out) / seconds,
         "total_prompt_tokens": tokens_in,
         "total_output_tokens": tokens_out,
-        "output_tokens_per_second": tokens_out / elapsed,
-        "output_tokens_per_second_limit": tokens_out / least,
-    }
-    return result | facts(llm, ceilings)
+        "output_tokens_per_second": tokens_out / seconds,
+        "output_tokens_per_second_limit": tokens_out / max(run.least_seconds(info, ceilings) for run in runs),
+    } | limits.Utilization(*used)._asdict()
 
 
-def facts(llm: LLM, ceilings: limits.Ceilings) -> dict[str, Any]:
+def one_run(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams) -> Run:
+    started = time.perf_counter()
+    done = send(llm, samples, sampling)
+    seconds = time.perf_counter() - started
+    lengths = [
+        (len(output.prompt_token_ids), output.num_cached_tokens or 0, len(sequence.token_ids))
+        for output in done
+        for sequence in output.outputs
+    ]
+    prompts, cached, outputs = map(np.array, zip(*lengths, strict=True))
+    times = [output.metrics for output in done if output.metrics]
+    running = sampling.n * sum(metrics.last_token_ts - metrics.scheduled_ts for metrics in times) / seconds
+    return Run(
+        seconds=seconds,
+        num_requests=len(done),
+        prompt_tokens=sum(len(output.prompt_token_ids) for output in done),
+        computed=(prompts - cached).tolist(),
+        outputs=outputs.tolist(),
+        context=float(((prompts + outputs / 2) * outputs).sum() / outputs.sum()),
+        steps=float(max(outputs.sum() / running, outputs.max())),
+    )
+
+
+def send(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams) -> list[RequestOutput]:
+    """Complete all samples, those without a conversation at once, the others turn after turn of all conversations."""
+    histories: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    outputs = []
+    for turn in turns(samples):
+        params = [sampling.clone(max_tokens=sample.output_len) for sample in turn]
+        if turn[0].conversation is None:
+            outputs += llm.generate([cast(Prompt, sample.prompt) for sample in turn], params, use_tqdm=False)
+            continue
+        conversations = [histories[cast(int, sample.conversation)] for sample in turn]
+        for messages, sample in zip(conversations, turn, strict=True):
+            messages += cast(Messages, sample.prompt)
+        answers = llm.chat(conversations, params, use_tqdm=False)
+        for messages, answer in zip(conversations, answers, strict=True):
+            messages.append({"role": "assistant", "content": answer.outputs[0].text})
+        outputs += answers
+    return outputs
+
+
+def turns(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The first samples of all conversations, the second ones, and so on; of those without one there is one turn."""
+    taken: Counter[int] = Counter()
+    found: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        found[taken[sample.conversation] if sample.conversation is not None else 0].append(sample)
+        if sample.conversation is not None:
+            taken[sample.conversation] += 1
+    return list(found.values())
+
+
+def profiled(llm: LLM, run: Callable[[], object]) -> list[str]:
+    """The files of a profile of one more run, which counts in no figure, if the engine is to make profiles."""
+    settings = profiler_settings(llm.config.profiling.profiler_config)
+    if settings is None or settings.autostart:
+        return []
+    llm.start_profile()
+    run()
+    return llm.stop_profile()
+
+
+def check_length(llm: LLM, length: int) -> None:
+    if length > (limit := llm.info.max_model_len):
+        raise ConfigError(f"prompt and output together have up to {length} tokens, more than --max-model-len {limit}.")
+
+
+def facts(llm: LLM, ceilings: limits.Ceilings, profile: list[str]) -> dict[str, Any]:
     """What a figure means nothing without."""
     info = llm.info
-    return {"model": info.architecture, "device": info.device, "dtype": info.dtype, "ceilings": asdict(ceilings)}
+    known = {"model": info.architecture, "device": info.device, "dtype": info.dtype, "ceilings": asdict(ceilings)}
+    return known | ({"profile": profile} if profile else {})
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """By linear interpolation between the two nearest, as NumPy has it."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """By linear interpolation between the two nearest."""
+    return dict(zip(map(str, PERCENTILES), np.percentile(values, PERCENTILES).tolist(), strict=True))

@@ -3,17 +3,20 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from headrace.bench.datasets.flags import positive
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
 from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headrace.types import SamplingParams
 
 
 def add_engine(parser: FlagParser) -> None:
     """The engine's own flags, and those of every measurement of one in this process."""
     add_options(parser, ENGINE_GROUPS)
-    parser.add_argument("--input-len", "--random-input-len", type=positive, metavar="N", help="Prompt tokens.")
-    parser.add_argument("--output-len", "--random-output-len", type=positive, metavar="N", help="Output tokens.")
+    parser.add_argument("--n", type=positive, default=1, metavar="N", help="Sequences of each request. [1]")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="Of the samples; 0 is greedy. [1]")
     parser.add_argument("--disable-detokenize", action="store_true", help="Make no text of the tokens.")
     add_output(parser)
@@ -23,15 +26,12 @@ def add_output(parser: FlagParser) -> None:
     parser.add_argument("--output-json", metavar="FILE", help="Write all figures there.")
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
+def sampling(arguments: argparse.Namespace, options: dict[str, Any]) -> "SamplingParams":
+    """How all requests are sampled: as many tokens as they ask for."""
+    from headrace.types import SamplingParams
 
-
-def sampling(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     detokenize = not (arguments.disable_detokenize or options.get("skip_tokenizer_init"))
-    return {"temperature": arguments.temperature, "detokenize": detokenize}
+    return SamplingParams(n=arguments.n, temperature=arguments.temperature, detokenize=detokenize, ignore_eos=True)
 
 
 def report(result: dict[str, Any], lines: list[str], path: str | None) -> int:
@@ -45,9 +45,16 @@ def report(result: dict[str, Any], lines: list[str], path: str | None) -> int:
     return 0
 
 
-def ceilings_line(result: dict[str, Any]) -> str:
+def used(result: dict[str, Any]) -> str:
+    """The shares of the device's bandwidth and FLOPs that went into what the model needs at least."""
+    return f"MBU {100 * result['mbu']:.0f}%, MFU {100 * result['mfu']:.0f}%"
+
+
+def last_lines(result: dict[str, Any]) -> list[str]:
+    """The ceilings that limits and shares refer to, and where profiles are."""
     ceilings = result["ceilings"]
-    return (
+    return [
         f"Measured on {result['device']}: reads {ceilings['bytes_per_second'] / 1e9:,.0f} GB/s, multiplies "
-        f"{ceilings['flops_per_second'] / 1e12:,.2f} TFLOP/s in {result['dtype']}"
-    )
+        f"{ceilings['flops_per_second'] / 1e12:,.2f} TFLOP/s in {result['dtype']}",
+        *(f"Profile: {path}" for path in result.get("profile", [])),
+    ]

@@ -1,42 +1,79 @@
 """``headrace bench throughput``."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from headrace.cli.bench.figures import add_engine, ceilings_line, positive, report, sampling
+from headrace.bench import datasets
+from headrace.bench.datasets.flags import natural, positive
+from headrace.cli.bench.figures import add_engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 from headrace.errors import ConfigError
+
+WITHOUT_OUTPUTS = ("random-embeddings", "random-rerank")
 
 
 def add_arguments(parser: FlagParser) -> None:
     add_engine(parser)
+    datasets.add_arguments(parser)
     parser.add_argument(
-        "--random-range-ratio", type=float, default=0.0, metavar="X", help="Lengths vary by this share. [0]"
+        "--backend", choices=("vllm", "vllm-chat"), default="vllm", help="vllm-chat sends prompts as chats. [vllm]"
     )
-    parser.add_argument("--num-prompts", type=positive, default=1000, metavar="N", help="Requests. [1000]")
-    parser.add_argument("--num-warmups", type=int, default=0, metavar="N", help="Requests before those measured. [0]")
+    for flags, kind, default, help in (
+        (("--num-warmups", "--warmup"), natural, 0, "Requests before those measured."),
+        (("--num-iters", "--num-repeats"), positive, 1, "Times that all requests are measured."),
+    ):
+        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from headrace.bench.offline import Lengths, throughput
+    if arguments.dataset_name in WITHOUT_OUTPUTS:
+        raise ConfigError(f"--dataset-name {arguments.dataset_name} is for a server: use headrace bench serve.")
+    from headrace.bench.offline import Repeats, throughput
+    from headrace.bench.ranks import joined
     from headrace.frontend.llm import LLM
 
-    if not 0 <= arguments.random_range_ratio < 1:
-        raise ConfigError("--random-range-ratio must be at least 0 and below 1.")
     options = {"enable_prefix_caching": False} | engine_options_from(arguments)
-    lengths = Lengths(arguments.input_len or 1024, arguments.output_len or 128, arguments.random_range_ratio)
-    counts = arguments.num_prompts, arguments.num_warmups, options.get("seed", 0)
-    result = throughput(LLM(**options), lengths, *counts, sampling(arguments, options))
-    return report(result, describe(result), arguments.output_json)
+    arguments.seed = int(options.get("seed", 0))
+    repeats = Repeats(arguments.num_warmups, arguments.num_iters)
+    params = sampling(arguments, options)
+    with joined() as ranks:
+        llm = LLM(**options)
+        tokenizer = None if llm.config.model.skip_tokenizer_init else llm.tokenizer
+        samples = datasets.draw(arguments, tokenizer, llm.info.vocab_size)
+        if arguments.backend == "vllm-chat":
+            samples = [as_chat(number, sample) for number, sample in enumerate(samples)]
+        result = throughput(llm, ranks, samples, repeats, params)
+    return report(result, describe(result), arguments.output_json) if ranks.rank == 0 else 0
+
+
+def as_chat(number: int, sample: datasets.Sample) -> datasets.Sample:
+    """The same as a conversation of one message; what is one already stays as it is."""
+    if sample.conversation is not None:
+        return sample
+    return replace(sample, prompt=[{"role": "user", "content": sample.prompt}], conversation=number)
 
 
 def describe(result: dict[str, Any]) -> list[str]:
     limit = result["output_tokens_per_second_limit"]
-    return [
-        f"Throughput: {result['requests_per_second']:.2f} requests/s, "
-        f"{result['tokens_per_second']:.2f} total tokens/s, {result['output_tokens_per_second']:.2f} output tokens/s",
+    lines = [
+        throughput_line(result),
         f"Total num prompt tokens:  {result['total_prompt_tokens']}",
         f"Total num output tokens:  {result['total_output_tokens']}",
-        f"Limit: {limit:.0f} output tokens/s, {100 * result['output_tokens_per_second'] / limit:.0f}% of it reached",
-        ceilings_line(result),
+        f"Limit: {limit:.0f} output tokens/s, {100 * result['output_tokens_per_second'] / limit:.0f}% of it reached; "
+        + used(result),
     ]
+    if len(result["elapsed_times"]) > 1:
+        median, least, most = result["output_tokens_per_second_spread"].values()
+        lines.append(
+            f"Of {len(result['elapsed_times'])} runs: median {median:.2f} ({least:.2f} to {most:.2f}) output tokens/s"
+        )
+    lines += [f"Rank {each['rank']}: {throughput_line(each)}; {used(each)}" for each in result.get("ranks", [])]
+    return lines + last_lines(result)
+
+
+def throughput_line(result: dict[str, Any]) -> str:
+    return (
+        f"Throughput: {result['requests_per_second']:.2f} requests/s, "
+        f"{result['tokens_per_second']:.2f} total tokens/s, {result['output_tokens_per_second']:.2f} output tokens/s"
+    )
