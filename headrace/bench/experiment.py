@@ -4,6 +4,7 @@ Runs nothing itself.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,11 @@ from headrace.bench.parameters import (
     with_flags,
 )
 from headrace.bench.server import flag_value
-from headrace.bench.snapshot import write_json
+from headrace.bench.snapshot import COMMANDS, write_json
 from headrace.errors import ConfigError
 
 METRICS = {"percentile_metrics": "ttft,tpot,itl,e2el", "save_result": True}
 SEEDS_PER_RUN = 1000  # by which a suite's seeds differ between its runs
-EXPERIMENT = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Plan:
 
     def open_folder(self, resume: bool) -> None:
         """Make the folder, or check that the sweep in it is this one. Raises ConfigError if it is not, or not meant."""
-        path = self.folder / EXPERIMENT
-        commands: dict[str, Any] = {"serve_cmd": self.serve, "bench_cmd": self.bench}
+        path = self.folder / COMMANDS
+        commands: dict[str, Any] = {"serve_cmd": shlex.join(self.serve or []), "bench_cmd": shlex.join(self.bench)}
         if path.exists():
             if not resume:
                 raise ConfigError(f"{self.folder} holds results already: add --resume, or choose another -e.")

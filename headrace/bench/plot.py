@@ -58,13 +58,9 @@ def colored(results: Sequence[Result]) -> list[tuple[Result, tuple[float, ...] |
     return [(result, tuple(color)) for result, color in zip(results, scale, strict=True)]
 
 
-def explain(axes: Axes, drawing: Figure) -> None:
-    """The legend: inside where there is room, else below."""
-    count = len(axes.get_legend_handles_labels()[1])
-    if count > 5:
-        drawing.legend(loc="outside lower center", ncols=3, fontsize=8.5)
-    elif count:
-        axes.legend()
+def explain(drawing: Figure) -> None:
+    """The legend, below, where it hides no line."""
+    drawing.legend(loc="outside lower center", ncols=3)
 
 
 def per_request(results: Sequence[Result]) -> list[tuple[Result, str | tuple[float, ...], Requests]]:
@@ -90,7 +86,7 @@ def sorted_figure(
         if len(values):
             axes.plot(np.arange(len(values)), values, color=color, label=result.name, marker="." * (len(values) == 1))
     axes.set_ylim(bottom=0)
-    explain(axes, drawing)
+    explain(drawing)
     return drawing if axes.lines else None
 
 
@@ -112,7 +108,7 @@ def pareto(results: Sequence[Result]) -> Figure | None:
         beaten = max(beaten, y)
     axes.set_ylim(0, beaten * 1.12)
     axes.margins(x=0.08)
-    explain(axes, drawing)
+    explain(drawing)
     return drawing
 
 
@@ -143,7 +139,7 @@ def itl_over_time(results: Sequence[Result]) -> Figure | None:
             heights = [np.percentile(values[bins == number], percent) for number in filled]
             axes.plot(middles, heights, linestyle=style, color=color, label=label)
     axes.set_ylim(bottom=0)
-    explain(axes, drawing)
+    explain(drawing)
     return drawing if axes.lines else None
 
 
@@ -156,7 +152,7 @@ def ttft_by_input(results: Sequence[Result]) -> Figure | None:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
     axes.set_ylim(bottom=0)
-    explain(axes, drawing)
+    explain(drawing)
     return drawing if axes.collections else None
 
 
@@ -207,7 +203,7 @@ def save_figures(results: Sequence[Result], folder: Path) -> list[Path]:
 
 def svg(draw: Draw, results: Sequence[Result]) -> str | None:
     """A figure to put into a page, in the page's own ink and on its ground."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"svg.fonttype": "none"}):  # text, in the page's type
         drawing = draw(results)
         if drawing is None:
             return None
@@ -215,6 +211,7 @@ def svg(draw: Draw, results: Sequence[Result]) -> str | None:
         drawing.savefig(output, format="svg", transparent=True, metadata={"Date": None})
     text = output.getvalue()
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", text[text.index("<svg") :], count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # other figures on the page have the same
     return text.replace(INK, "currentColor")
 
 

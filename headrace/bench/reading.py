@@ -118,11 +118,10 @@ def title(file: Path, data: dict[str, Any]) -> str:
 
 
 def unique(names: Sequence[str], files: Sequence[Path]) -> list[str]:
-    """The same names; those that several results have are told apart by their folders or else by numbers."""
-    counts = Counter(names)
-    names = [
-        f"{file.parent.name}/{name}" if counts[name] > 1 else name for name, file in zip(names, files, strict=True)
-    ]
+    """The same names; those that several results have are told apart by their file, their folder, or a number."""
+    for part in (lambda file: f" {file.stem}", lambda file: f" in {file.parent.name}"):
+        counts = Counter(names)
+        names = [name + part(file) * (counts[name] > 1) for name, file in zip(names, files, strict=True)]
     counts, seen = Counter(names), Counter[str]()
     result = []
     for name in names:

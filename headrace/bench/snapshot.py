@@ -18,6 +18,8 @@ from headrace.errors import HeadraceError
 
 ENVIRONMENT = "environment.json"
 VERSIONS = "versions.json"
+COMMANDS = "commands.json"
+CHAT = "chat.json"
 METRICS_BEFORE = "metrics-before.txt"
 METRICS_AFTER = "metrics-after.txt"
 SERVER_LOG = "server.log"
@@ -42,6 +44,11 @@ def save_environment(folder: Path) -> None:
     if done.returncode:
         raise HeadraceError(f"headrace collect-env failed: {done.stderr.strip()}")
     (folder / ENVIRONMENT).write_text(done.stdout)
+    sections = json.loads(done.stdout).items()
+    text = (
+        f"{title}\n" + "".join(f"  {name}: {value}\n" for name, value in facts.items()) for title, facts in sections
+    )
+    (folder / ENVIRONMENT).with_suffix(".txt").write_text("\n".join(text))
 
 
 def save_metrics(server: httpx.Client, path: Path) -> None:

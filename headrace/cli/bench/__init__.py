@@ -13,5 +13,6 @@ GROUP = Group(
         "startup": "Time how long a new process takes until its engine is ready.",
         "sweep": "Measure many loads and server configurations; find where a server saturates, and what keeps an SLO.",
         "plot": "Draw figures of results, and list each request's TTFT and TPOT.",
+        "report": "Write one HTML page about a folder of results.",
     },
 )

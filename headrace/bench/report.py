@@ -1,0 +1,194 @@
+"""`headrace bench report`: one HTML page about a folder of results, which needs nothing but itself.
+
+Reads what `bench serve`, `bench sweep` and `lab` leave (see snapshot.py for the names); measures nothing.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from prometheus_client.parser import text_string_to_metric_families
+
+import headrace
+from headrace.bench import snapshot
+from headrace.bench.capacity import saturation
+from headrace.bench.reading import Result, load, natural
+from headrace.config import nearest
+from headrace.errors import ConfigError
+
+LOG_LINES = 80  # of a server's log that the page shows
+UNIMPORTANT = re.compile(r"(process|python)_\w+|\w+:?\w*_created")  # metrics
+LEDGER_ROW = re.compile(r"^[│|┃]\s*(\S.*?)\s*[│|┃]\s*([\d.]+)\s*[│|┃]\s*([\d.]*)\s*[│|┃]\s*$", re.MULTILINE)  # ours
+LEDGER_LINES = (  # vLLM's: the stage, its seconds, its GiB, and what else is said
+    ("weights read", r"Loading weights took (?P<seconds>[\d.]+) seconds"),
+    ("model loaded", r"Model loading took (?P<gib>[\d.]+) GiB memory and (?P<seconds>[\d.]+) seconds"),
+    ("torch.compile", r"torch\.compile takes (?P<seconds>[\d.]+) s in total"),
+    ("KV cache", r"Available KV cache memory: (?P<gib>[\d.]+) GiB"),
+    ("graphs captured", r"Graph capturing finished in (?P<seconds>[\d.]+) secs, took (?P<gib>[\d.]+) GiB"),
+    ("engine ready", r"init engine \([^)]*\) took (?P<seconds>[\d.]+) seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of the comparison."""
+
+    title: str
+    key: str
+    digits: int
+    more_is_better: bool = False
+
+
+COLUMNS = (
+    Column("Requests/s", "request_throughput", 2, more_is_better=True),
+    Column("Output tokens/s", "output_throughput", 1, more_is_better=True),
+    Column("TTFT median", "median_ttft_ms", 1),
+    Column("TTFT p99", "p99_ttft_ms", 1),
+    Column("TPOT median", "median_tpot_ms", 2),
+    Column("TPOT p99", "p99_tpot_ms", 2),
+    Column("ITL p99", "p99_itl_ms", 2),
+    Column("E2EL median", "median_e2el_ms", 0),
+    Column("Failed", "failed", 0),
+)
+
+
+def report(folder: Path, baseline: str | None = None) -> str:
+    """The page about ``folder``. Runs are compared with the one called ``baseline``, else with the first.
+
+    Raises ConfigError if there are no results, or none of that name.
+    """
+    results = load([folder])
+    names = [result.name for result in results]
+    if baseline is not None and baseline not in names:
+        raise ConfigError(f"no result is called {baseline!r}{nearest(baseline, names)} There are: {', '.join(names)}.")
+    first = results[names.index(baseline)] if baseline else results[0]
+    logs = {path.stem: path.read_text(errors="replace") for path in sorted(folder.glob("*.log"), key=natural)}
+    searches = (read_json(folder / "summary.json") or {}).get("slo", [])
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("headrace.bench", "."), autoescape=True)
+    environment.filters["number"] = lambda value: f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return environment.get_template("report.html.jinja").render(
+        title=folder.resolve().name,
+        version=headrace.__version__,
+        date=first.data.get("date"),
+        model=first.data.get("model_id"),
+        commands=read_json(folder / snapshot.COMMANDS) or {},
+        columns=COLUMNS,
+        rows=[compare(result, first) for result in results],
+        sentences=[*saturation_sentences(results), *slo_sentences(searches)],
+        searches=searches,
+        chat=read_json(folder / snapshot.CHAT),
+        groups=figures(results),
+        ledgers={name: rows for name, text in logs.items() if (rows := ledger(text))},
+        metrics=metrics(folder),
+        versions=read_json(folder / snapshot.VERSIONS),
+        environment=read_json(folder / snapshot.ENVIRONMENT) or {},
+        logs={name: "\n".join(text.splitlines()[-LOG_LINES:]) for name, text in logs.items()},
+    )
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def compare(result: Result, first: Result) -> dict[str, Any]:
+    """A result's row: its figures, and by how many percent each differs from the first's."""
+    cells = []
+    for column in COLUMNS:
+        value, base = result.data.get(column.key), first.data.get(column.key)
+        change = 100 * (value / base - 1) if value is not None and base and result is not first else None
+        better = None if change is None or abs(change) < 1 else (change > 0) == column.more_is_better
+        text = "–" if value is None else f"{value:,.{column.digits}f}"
+        cells.append({"text": text, "change": change, "better": better})
+    return {"name": result.name, "is_baseline": result is first, "cells": cells}
+
+
+def figures(results: Sequence[Result]) -> dict[str, list[str]] | None:
+    """The figures as SVG, by suite; None if there is nothing to draw them with."""
+    try:
+        from headrace.bench.plot import FIGURES, by_load, svg
+    except ImportError:
+        return None
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.data.get("suite") or "", []).append(result)
+    drawn = {}
+    for name, members in groups.items():
+        draws = [*([by_load] if name else []), *FIGURES.values()]
+        drawn[name] = [picture for draw in draws if (picture := svg(draw, members))]
+    return drawn
+
+
+def saturation_sentences(results: Sequence[Result]) -> list[str]:
+    sentences = []
+    for suite in ("rate", "concurrency"):
+        points = [result for result in results if result.data.get("suite") == suite]
+        found = saturation([point.data for point in points])
+        if found is not None:
+            rate = points[found].data["output_throughput"]
+            sentences.append(
+                f"Saturated at {points[found].name} ({rate:,.1f} output tokens/s): more load adds latency only."
+            )
+    return sentences
+
+
+def slo_sentences(searches: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"SLO {search['slo']}{' on ' + search['serve'] if search['serve'] else ''}: "
+        + (f"kept up to {search['largest_rate']:g} requests/s." if search["largest_rate"] else "kept at no rate tried.")
+        for search in searches
+    ]
+
+
+def ledger(log: str) -> list[tuple[str, str, str]]:
+    """Where a server's start went, out of its log: stage, seconds, GiB (either may be empty). Ours, or vLLM's."""
+    if "Start-up ledger" in log:
+        return [match.groups() for match in LEDGER_ROW.finditer(log)]  # type: ignore[misc]
+    rows = []
+    for stage, pattern in LEDGER_LINES:
+        if match := re.search(pattern, log):
+            facts = match.groupdict()
+            rows.append((stage, facts.get("seconds", ""), facts.get("gib", "")))
+    if match := re.search(r"GPU KV cache size: ([\d,]+) tokens", log):
+        rows.append((f"KV cache of {match[1]} tokens", "", ""))
+    return rows
+
+
+def metrics(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By server, its metrics before and after: those that changed, and the rest."""
+    found = {}
+    for before in sorted(folder.glob(f"*{snapshot.METRICS_BEFORE}"), key=natural):
+        server = before.name.removesuffix(snapshot.METRICS_BEFORE).rstrip(".")
+        after = before.with_name(before.name.replace(snapshot.METRICS_BEFORE, snapshot.METRICS_AFTER))
+        if after.exists():
+            rows = differences(before.read_text(), after.read_text())
+            changed = [row for row in rows if row["difference"]]
+            found[server] = {"changed": changed, "same": [row for row in rows if not row["difference"]]}
+    return found
+
+
+def differences(before: str, after: str) -> list[dict[str, Any]]:
+    """A row for each series of Prometheus' text; a histogram is its count, with the mean of what came in between."""
+    old, new = samples(before), samples(after)
+    rows = []
+    for (name, labels), value in new.items():
+        if name.endswith(("_bucket", "_sum")) or UNIMPORTANT.fullmatch(name):
+            continue
+        earlier = old.get((name, labels), 0.0)
+        row = {"name": name, "labels": labels, "before": earlier, "after": value, "difference": value - earlier}
+        total = (name.removesuffix("_count") + "_sum", labels)
+        if name.endswith("_count") and total in new and row["difference"]:
+            row["mean"] = (new[total] - old.get(total, 0.0)) / (value - earlier)
+        rows.append(row)
+    return rows
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, ", ".join(f"{key}={value}" for key, value in sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
