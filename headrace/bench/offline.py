@@ -16,13 +16,12 @@ import numpy as np
 from headrace.bench import limits
 from headrace.bench.datasets import Sample
 from headrace.bench.ranks import Ranks
+from headrace.bench.spread import percentiles, spread
 from headrace.config import profiler_settings
 from headrace.errors import ConfigError
 from headrace.frontend.door import Prompt
 from headrace.frontend.llm import LLM, Messages
 from headrace.types import EngineInfo, RequestOutput, SamplingParams
-
-PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
 class Repeats(NamedTuple):
@@ -118,6 +117,8 @@ def throughput(
     own = ranks.share(samples)
     if not all(ranks.gather(bool(own))):
         raise ConfigError(f"there are fewer requests or conversations than the {ranks.size} processes that share them.")
+    if len(turns(own)) > 1 and not sampling.detokenize:
+        raise ConfigError("a conversation goes on after the replies' texts, so leave out --disable-detokenize.")
     send(llm, own[: repeats.warmup], sampling)
     runs = []
     for _ in range(repeats.measured):
@@ -230,12 +231,3 @@ def facts(llm: LLM, ceilings: limits.Ceilings, profile: list[str]) -> dict[str, 
     info = llm.info
     known = {"model": info.architecture, "device": info.device, "dtype": info.dtype, "ceilings": asdict(ceilings)}
     return known | ({"profile": profile} if profile else {})
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """By linear interpolation between the two nearest."""
-    return dict(zip(map(str, PERCENTILES), np.percentile(values, PERCENTILES).tolist(), strict=True))

@@ -21,9 +21,9 @@ PREFIXES = {  # of the flags of every dataset
     "burstgpt": "burstgpt",
 }
 ELSEWHERE = {  # datasets of vLLM's, and what they need that these benchmarks have not
-    "hf": "a data set of a hub",
-    "spec_bench": "a data set of a hub",
-    "speed_bench": "a data set of a hub",
+    "hf": "a dataset of a hub",
+    "spec_bench": "a dataset of a hub",
+    "speed_bench": "a dataset of a hub",
     "random-mm": "images or video",
     "custom_image": "images",
     "custom_mm": "images",

@@ -1,21 +1,29 @@
 """``headrace bench startup``."""
 
 import argparse
+import statistics
 from typing import Any
 
+from headrace.bench.datasets.flags import natural
 from headrace.cli.bench.figures import add_output, report
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
+from headrace.errors import ConfigError
 
 
 def add_arguments(parser: FlagParser) -> None:
     add_options(parser, ENGINE_GROUPS)
     add_output(parser)
-    parser.add_argument("--num-iters-cold", type=int, default=3, metavar="N", help="Starts with empty caches. [3]")
-    parser.add_argument("--num-iters-warmup", type=int, default=1, metavar="N", help="Starts not counted. [1]")
-    parser.add_argument("--num-iters-warm", type=int, default=3, metavar="N", help="Starts with warm caches. [3]")
+    for flags, default, help in (
+        (("--num-iters-cold",), 3, "Starts with empty caches."),
+        (("--num-iters-warmup", "--warmup"), 1, "Starts that fill the caches and are not counted."),
+        (("--num-iters-warm", "--num-iters", "--num-repeats"), 3, "Starts with filled caches."),
+    ):
+        parser.add_argument(*flags, type=natural, default=default, metavar="N", help=f"{help} [{default}]")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.num_iters_cold and not arguments.num_iters_warm:
+        raise ConfigError("--num-iters-cold and --num-iters-warm are both 0: there is nothing to measure.")
     from headrace.bench.startup import startup
 
     options = engine_options_from(arguments)
@@ -28,6 +36,10 @@ def describe(result: dict[str, Any]) -> list[str]:
     for phase in ("cold", "warm"):
         if times := result.get(f"{phase}_total_startup_times"):
             average = result[f"avg_{phase}_total_startup_time"]
-            lines.append(f"Avg {phase} startup: {average:.2f} seconds ({min(times):.2f} to {max(times):.2f})")
+            middle, compiling = statistics.median(times), result[f"avg_{phase}_compilation_time"]
+            lines.append(
+                f"Avg {phase} startup: {average:.2f} seconds (median {middle:.2f}, {min(times):.2f} to "
+                f"{max(times):.2f}), kernels {compiling:.2f}; the last one:"
+            )
             lines += [f"  {stage:24s} {seconds:6.2f} s" for stage, seconds in result[f"{phase}_ledger"].items()]
     return lines
