@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from headrace.device import pick_device
 from headrace.types import StepCost
 
 
@@ -46,21 +47,27 @@ class Ceilings:
 
     bytes_per_second: float
     flops_per_second: float
+    layer_flops_per_second: float | None = None  # where the layers' matrices are of other numbers than the rest
 
     def decode_step(self, model: Costed, batch: int, context: float) -> StepTime:
         """Of one token for each of ``batch`` requests with ``context`` tokens in the cache."""
         cost = model.cost
         return StepTime(
             weights_read(cost, batch) / self.bytes_per_second,
-            batch * (cost.layer_flops + cost.head_flops) / self.flops_per_second,
+            batch * (self.layers(cost) + cost.head_flops / self.flops_per_second),
             batch * context * cost.kv_bytes / self.bytes_per_second,
         )
 
     def prefill_step(self, model: Costed, tokens: int) -> StepTime:
         """Of one prompt of ``tokens`` tokens, whose keys and values are still at hand when they are needed."""
         cost = model.cost
-        weights = weights_read(cost, tokens) / self.bytes_per_second
-        return StepTime(weights, prefill_flops(cost, tokens) / self.flops_per_second, 0.0)
+        others = prefill_flops(cost, tokens) - tokens * cost.layer_flops
+        products = tokens * self.layers(cost) + others / self.flops_per_second
+        return StepTime(weights_read(cost, tokens) / self.bytes_per_second, products, 0.0)
+
+    def layers(self, cost: StepCost) -> float:
+        """Of the layers' products with one token."""
+        return cost.layer_flops / (self.layer_flops_per_second or self.flops_per_second)
 
     def decode_seconds(self, model: Costed, batch: int, context: float) -> float:
         return self.decode_step(model, batch, context).total
@@ -107,10 +114,10 @@ def utilization(
     return Utilization(num_bytes / seconds / ceilings.bytes_per_second, flops / seconds / ceilings.flops_per_second)
 
 
-def measure(dtype_name: str) -> Ceilings:
-    """The ceilings of the device that Headrace takes, for matrices of ``dtype_name``: a sum, and a square product."""
-    gpu = torch.cuda.is_available()
-    device, dtype = torch.device("cuda" if gpu else "cpu"), getattr(torch, dtype_name)
+def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:
+    """The ceilings of ``device``, or of the one Headrace takes, for ``dtype_name``: by a sum and a square product."""
+    device = device or pick_device("auto")
+    gpu, dtype = device.type != "cpu", getattr(torch, dtype_name)
     memory = torch.ones(2**29 if gpu else 2**26, dtype=torch.float32, device=device)
     square = torch.randn(8192 if gpu else 1536, 8192 if gpu else 1536, device=device).to(dtype)
     return Ceilings(

@@ -53,8 +53,8 @@ def resolve(model: ModelOptions, load: LoadOptions) -> ModelFiles:
 
     ``model.model`` is a directory, a GGUF file, a hub id, either with ``:file.gguf`` (or a part of that name) behind
     it, or empty for the packaged default. With ``load_format`` dummy no weights are needed or downloaded, but those
-    in a GGUF file, and it may also be the name of one of the ``shapes``. Raises ``ConfigError`` in one sentence if there
-    is nothing that can be loaded.
+    in a GGUF file, and it may also be one of the ``shapes``. Raises ``ConfigError`` in one sentence if there is nothing
+    that can be loaded.
     """
     return _find(model.model, model.revision, model, load, weights=load.load_format != "dummy")
 

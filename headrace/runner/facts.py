@@ -44,11 +44,20 @@ class Facts:
     default_sampling: dict[str, Any]
 
 
-def settle(config: Config, hf_config: PretrainedConfig, generation: dict[str, Any], device: torch.device) -> Facts:
-    """Raises ``ConfigError`` if an option can't go with the model or the device."""
+def settle(
+    config: Config,
+    hf_config: PretrainedConfig,
+    generation: dict[str, Any],
+    device: torch.device,
+    memory: int | None = None,
+) -> Facts:
+    """Raises ``ConfigError`` if an option can't go with the model or the device.
+
+    ``memory``: bytes of a device that is not there, for planning; those of ``device`` unless given.
+    """
     text = hf_config.get_text_config()
     max_model_len = _max_model_len(config, text)
-    large = device.type == "cuda" and total_memory(device) >= LARGE_GPU
+    large = device.type == "cuda" and (memory or total_memory(device)) >= LARGE_GPU
     max_num_seqs = config.scheduler.max_num_seqs or (1024 if large else 256)
     batched = config.scheduler.max_num_batched_tokens or (8192 if large else 2048)
     if not config.scheduler.enable_chunked_prefill and batched < max_model_len:
