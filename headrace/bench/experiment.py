@@ -4,7 +4,6 @@ Runs nothing itself.
 """
 
 import json
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from headrace.bench.parameters import (
     with_defaults,
     with_flags,
 )
-from headrace.bench.server import flag_value
+from headrace.bench.server import as_typed, flag_value
 from headrace.bench.snapshot import COMMANDS, write_json
 from headrace.errors import ConfigError
 
@@ -88,7 +87,7 @@ class Plan:
     def open_folder(self, resume: bool) -> None:
         """Make the folder, or check that the sweep in it is this one. Raises ConfigError if it is not, or not meant."""
         path = self.folder / COMMANDS
-        commands: dict[str, Any] = {"serve_cmd": shlex.join(self.serve or []), "bench_cmd": shlex.join(self.bench)}
+        commands: dict[str, Any] = {"serve_cmd": as_typed(self.serve or []), "bench_cmd": as_typed(self.bench)}
         if path.exists():
             if not resume:
                 raise ConfigError(f"{self.folder} holds results already: add --resume, or choose another -e.")

@@ -75,10 +75,20 @@ def requests_of(result: Result) -> Requests:
 
 
 def load(paths: Sequence[str | Path]) -> list[Result]:
-    """The results in files, and in all files below folders. Each gets a name of its own.
+    """The results in files, and in all files below folders. Raises ConfigError if there is none."""
+    results = find(paths)
+    if not results:
+        raise ConfigError(
+            f"no results in {', '.join(map(str, paths))}: `headrace bench serve --save-result` makes some."
+        )
+    return results
+
+
+def find(paths: Sequence[str | Path]) -> list[Result]:
+    """The same, where there may be none. Each gets a name of its own.
 
     A name is the result's label, else its metadata (`--metadata`), else its file's name. Raises ConfigError if a file
-    can't be read or holds none, or if there is none at all.
+    can't be read or is no result although it was named.
     """
     found: list[tuple[Path, dict[str, Any]]] = []
     for path in map(Path, paths):
@@ -89,10 +99,6 @@ def load(paths: Sequence[str | Path]) -> list[Result]:
             if not inside and not results:
                 raise ConfigError(f"{file} is no result of `bench serve`: it has no request_throughput.")
             found += [(file, data) for data in results]
-    if not found:
-        raise ConfigError(
-            f"no results in {', '.join(map(str, paths))}: `headrace bench serve --save-result` makes some."
-        )
     names = unique([title(file, data) for file, data in found], [file for file, _ in found])
     return [Result(name, file, data) for name, (file, data) in zip(names, found, strict=True)]
 

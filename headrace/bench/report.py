@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import headrace
 from headrace.bench import snapshot
 from headrace.bench.capacity import saturation
-from headrace.bench.reading import Result, load, natural
+from headrace.bench.reading import Result, find, natural
 from headrace.config import nearest
 from headrace.errors import ConfigError
 
@@ -61,11 +61,15 @@ def report(folder: Path, baseline: str | None = None) -> str:
 
     Raises ConfigError if there are no results, or none of that name.
     """
-    results = load([folder])
+    results, chat = find([folder]), read_json(folder / snapshot.CHAT)
+    if not results and not chat:
+        raise ConfigError(
+            f"there are no results in {folder}: bench serve --save-result, bench sweep and lab leave some."
+        )
     names = [result.name for result in results]
     if baseline is not None and baseline not in names:
         raise ConfigError(f"no result is called {baseline!r}{nearest(baseline, names)} There are: {', '.join(names)}.")
-    first = results[names.index(baseline)] if baseline else results[0]
+    first = results[names.index(baseline) if baseline else 0] if results else None
     logs = {path.stem: path.read_text(errors="replace") for path in sorted(folder.glob("*.log"), key=natural)}
     searches = (read_json(folder / "summary.json") or {}).get("slo", [])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("headrace.bench", "."), autoescape=True)
@@ -73,14 +77,14 @@ def report(folder: Path, baseline: str | None = None) -> str:
     return environment.get_template("report.html.jinja").render(
         title=folder.resolve().name,
         version=headrace.__version__,
-        date=first.data.get("date"),
-        model=first.data.get("model_id"),
+        date=first and first.data.get("date"),
+        model=first and first.data.get("model_id"),
         commands=read_json(folder / snapshot.COMMANDS) or {},
         columns=COLUMNS,
         rows=[compare(result, first) for result in results],
         sentences=[*saturation_sentences(results), *slo_sentences(searches)],
         searches=searches,
-        chat=read_json(folder / snapshot.CHAT),
+        chat=chat,
         groups=figures(results),
         ledgers={name: rows for name, text in logs.items() if (rows := ledger(text))},
         metrics=metrics(folder),
@@ -94,11 +98,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def compare(result: Result, first: Result) -> dict[str, Any]:
+def compare(result: Result, first: Result | None) -> dict[str, Any]:
     """A result's row: its figures, and by how many percent each differs from the first's."""
     cells = []
     for column in COLUMNS:
-        value, base = result.data.get(column.key), first.data.get(column.key)
+        value, base = result.data.get(column.key), first.data.get(column.key) if first else None
         change = 100 * (value / base - 1) if value is not None and base and result is not first else None
         better = None if change is None or abs(change) < 1 else (change > 0) == column.more_is_better
         text = "–" if value is None else f"{value:,.{column.digits}f}"

@@ -21,6 +21,7 @@ import httpx
 
 from headrace.errors import ConfigError, HeadraceError
 
+HEADRACE = [sys.executable, "-m", "headrace"]
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))  # what a group is sent, and its seconds to end; then SIGKILL
 POLL_SECONDS = 0.2
@@ -35,7 +36,13 @@ def words_of(command: str | Sequence[str], flag: str) -> list[str]:
         raise ConfigError(f"{flag} can't be split into words: {error}.") from None
     if not words:
         raise ConfigError(f"{flag} names no command.")
-    return [sys.executable, "-m", "headrace", *words[1:]] if words[0] == "headrace" else words
+    return [*HEADRACE, *words[1:]] if words[0] == "headrace" else words
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """A command as a user would type it."""
+    ours = list(words[:3]) == HEADRACE
+    return shlex.join(["headrace", *words[3:]] if ours else words)
 
 
 def flag_value(words: Sequence[str], *flags: str) -> str | None:

@@ -22,7 +22,7 @@ from headrace.bench import snapshot
 from headrace.bench.capacity import Trial, judge, largest_rate
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
-from headrace.bench.server import flag_value, run_command, serving, tail
+from headrace.bench.server import as_typed, flag_value, run_command, serving, tail
 from headrace.errors import ConfigError, HeadraceError
 
 RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # vLLM's, in its development mode
@@ -158,7 +158,7 @@ class Sweep:
                 yield None
             return
         command, log = self.plan.server_command(serve_set), self.plan.folder / f"{name}.log"
-        self._say(f"starting {' '.join(command)}")
+        self._say(f"starting {as_typed(command)}")
         server = serving(
             command,
             self.plan.url,

@@ -22,6 +22,7 @@ HEADRACE = Group(
         "bench": "Measure a server or an engine, and how near it is to the device's limits.",
         "profile": "Record where a device's time goes, or read a trace that says so.",
         "plan": "Say what a model needs of a device, and how fast that lets it be at best; no GPU needed.",
+        "lab": "Start a server, check and measure it, and leave one page about it.",
         "download": "Download a model.",
         "tune": "Measure how this GPU best computes a model's products, for later starts.",
         "models": "List the architectures that can be served.",

@@ -1,7 +1,6 @@
 """``headrace bench sweep``."""
 
 import argparse
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,14 +162,16 @@ def overrides(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 def commands(plan: "Plan") -> list[str]:
     """Every command that a sweep would run; a search's depend on what is measured, so only its first is here."""
+    from headrace.bench.server import as_typed
+
     lines = []
     for serve_set in plan.serve_sets:
         if plan.serve:
-            lines.append(shlex.join(plan.server_command(serve_set)))
+            lines.append(as_typed(plan.server_command(serve_set)))
         for bench_set in plan.benches(serve_set):
             for number in range(plan.num_runs):
                 output = plan.place(serve_set, bench_set) / f"run={number}.json"
-                lines.append("  " + shlex.join(plan.bench_command(bench_set, number, output)))
+                lines.append("  " + as_typed(plan.bench_command(bench_set, number, output)))
         if plan.search:
             lines.append(
                 f"  … and trials of request rates from {plan.search.start:g}/s on, until the SLO's limit is found"

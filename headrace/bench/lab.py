@@ -1,0 +1,157 @@
+"""`headrace lab`: start a server, chat with it, measure it, keep everything that a reader needs, and write the page.
+
+The folder holds server.log (DEBUG), chat.json, benchmark.json, metrics before and after, environment and versions,
+and report.html. The server is any that speaks OpenAI's API; the benchmark is a command.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from headrace.bench import snapshot
+from headrace.bench.parameters import has_flag, with_defaults, with_flags
+from headrace.bench.report import report
+from headrace.bench.server import HEADRACE, as_typed, run_command, serving, tail, url_of
+from headrace.errors import HeadraceError
+
+QUESTIONS = (
+    "In two sentences, what does a water wheel do?",
+    "Name three things that make a bridge stand.",
+    "Why is the sky blue? Keep it short.",
+    "Write one line of advice to a new engineer.",
+    "How do tides come about? Answer briefly.",
+)
+WORKLOAD = {  # of the benchmark, unless its command says otherwise
+    "dataset_name": "random",
+    "num_prompts": 32,
+    "random_input_len": 128,
+    "random_output_len": 64,
+    "max_concurrency": 8,
+    "ignore_eos": True,
+}
+RESULT = "benchmark.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What to start, what to measure it with, and where to keep what comes of it."""
+
+    folder: Path
+    serve: list[str]
+    bench: list[str]
+    chats: int
+    chat_tokens: int
+    ready_seconds: float
+    show: bool
+
+
+def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
+    """Returns how many parts failed; a failed part is told in the report. Raises HeadraceError if no server starts."""
+    serve, url = with_debug_log(lab.serve), url_of(lab.serve)
+    key = snapshot.api_key(serve)
+    bench = bench_command(lab, url)
+    snapshot.write_json(lab.folder / snapshot.COMMANDS, {"serve_cmd": as_typed(serve), "bench_cmd": as_typed(bench)})
+    say("taking down the environment")
+    snapshot.save_environment(lab.folder)
+    say(f"starting {as_typed(serve)}")
+    log = lab.folder / snapshot.SERVER_LOG
+    debug = {"VLLM_LOGGING_LEVEL": "DEBUG"}
+    started = time.monotonic()
+    with (
+        serving(serve, url, log, ready_seconds=lab.ready_seconds, show=lab.show, environment=debug),
+        snapshot.client(url, key) as server,
+    ):
+        say(f"ready after {time.monotonic() - started:.1f} s")
+        snapshot.save_versions(server, lab.folder)
+        snapshot.save_metrics(server, lab.folder / snapshot.METRICS_BEFORE)
+        failures = [check_chat(lab, server, say)] if lab.chats else []
+        failures.append(measure(lab, bench, key, say))
+        snapshot.save_metrics(server, lab.folder / snapshot.METRICS_AFTER)
+    (lab.folder / REPORT).write_text(report(lab.folder))
+    return sum(failures)
+
+
+def with_debug_log(serve: Sequence[str]) -> list[str]:
+    """The server's command, so that it logs all it can; others than ours are told by vLLM's environment variable."""
+    ours = list(serve[:4]) == [*HEADRACE, "serve"]
+    return with_defaults(serve, {"uvicorn_log_level": "debug"} if ours else {})
+
+
+def bench_command(lab: Lab, url: str) -> list[str]:
+    has_address = any(has_flag(lab.bench, key) for key in ("base_url", "host", "port"))
+    command = with_defaults(lab.bench, WORKLOAD | ({} if has_address else {"base_url": url}))
+    kept = {"save_result": True, "save_detailed": True, "result_dir": str(lab.folder), "result_filename": RESULT}
+    return with_flags(command, kept | {"percentile_metrics": "ttft,tpot,itl,e2el"})
+
+
+def measure(lab: Lab, bench: Sequence[str], key: str | None, say: Callable[[str], None]) -> bool:
+    """Run the benchmark; whether it failed."""
+    say(f"measuring: {as_typed(bench)}")
+    log = lab.folder / "benchmark.log"
+    code = run_command(bench, log, show=lab.show, environment={"OPENAI_API_KEY": key} if key else None)
+    if code:
+        say(f"the benchmark ended with code {code}:\n{tail(log)}")
+    return code != 0
+
+
+def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bool:
+    """Ask questions one after another and keep what the answers took; whether that failed."""
+    kept: dict[str, Any] = {"chats": []}
+    try:
+        models = server.get("/v1/models").raise_for_status().json()["data"]
+        for number in range(lab.chats):
+            question = QUESTIONS[number % len(QUESTIONS)]
+            kept["chats"].append(ask(server, models[0]["id"], question, lab.chat_tokens))
+    except (httpx.HTTPError, HeadraceError, ValueError, LookupError) as error:
+        kept["error"] = f"The chat check ended early: {error}"
+        say(kept["error"])
+    for name in ("ttft", "total") if kept["chats"] else ():
+        values = [chat[f"{name}_ms"] for chat in kept["chats"]]
+        kept |= {f"median_{name}_ms": float(np.median(values)), f"p99_{name}_ms": float(np.percentile(values, 99))}
+    if kept["chats"]:
+        say("chat: TTFT median {median_ttft_ms:.0f} ms, whole answer {median_total_ms:.0f} ms".format(**kept))
+    snapshot.write_json(lab.folder / snapshot.CHAT, kept)
+    return "error" in kept
+
+
+def ask(server: httpx.Client, model: str, question: str, max_tokens: int) -> dict[str, Any]:
+    """One streamed chat: its answer, its tokens, and milliseconds to the first of them and to the end.
+
+    Raises HeadraceError with the server's reason if it refuses.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0.2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    started = time.perf_counter()
+    first, answer, tokens = None, "", 0
+    with server.stream("POST", "/v1/chat/completions", json=body) as response:
+        if not response.is_success:
+            raise HeadraceError(f"the server answered {response.status_code}: {response.read().decode()[:500]}")
+        for line in response.iter_lines():
+            if not line.startswith("data:") or line.endswith("[DONE]"):
+                continue
+            chunk = json.loads(line.removeprefix("data:"))
+            if "error" in chunk:
+                raise HeadraceError(f"the answer broke off: {chunk['error']}")
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+            delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
+            if text := delta.get("reasoning") or delta.get("reasoning_content") or delta.get("content"):
+                first = first or time.perf_counter()
+                answer += text
+    if first is None:
+        raise HeadraceError("the server answered a chat with no text.")
+    total = time.perf_counter() - started
+    times = {"ttft_ms": 1000 * (first - started), "total_ms": 1000 * total}
+    return {"prompt": question, "answer": answer, "tokens": tokens} | times

@@ -1,0 +1,40 @@
+"""``headrace lab``."""
+
+import argparse
+from pathlib import Path
+
+from headrace.cli.bench.figures import positive
+from headrace.cli.parser import FlagParser
+from headrace.errors import ConfigError
+
+
+def add_arguments(parser: FlagParser) -> None:
+    parser.usage = "%(prog)s --out DIR [FLAG …] -- headrace serve …"
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="Starts the server, after --.")
+    parser.add_argument("--out", required=True, metavar="DIR", help="A new folder for logs, results and report.html.")
+    parser.add_argument("--chats", type=int, default=5, metavar="N", help="Short chats to time. [5]")
+    parser.add_argument("--chat-tokens", type=positive, default=64, metavar="N", help="Longest answer. [64]")
+    parser.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="[headrace bench serve]")
+    parser.add_argument("--server-ready-timeout", type=positive, default=600, metavar="S", help="[600]")
+    parser.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from headrace.bench.lab import REPORT, Lab, run_lab
+    from headrace.bench.server import words_of
+
+    folder = Path(arguments.out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder} is not empty: choose a new folder.")
+    lab = Lab(
+        folder=folder,
+        serve=words_of(arguments.command, "the command after --"),
+        bench=words_of(arguments.bench_cmd, "--bench-cmd"),
+        chats=arguments.chats,
+        chat_tokens=arguments.chat_tokens,
+        ready_seconds=arguments.server_ready_timeout,
+        show=arguments.show_stdout,
+    )
+    failures = run_lab(lab, lambda line: print(line, flush=True))
+    print(f"Report: {folder / REPORT}")
+    return 1 if failures else 0
