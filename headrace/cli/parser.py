@@ -44,20 +44,29 @@ class Group:
 class FlagParser(argparse.ArgumentParser):
     """argparse, but flags may have underscores, JSON options dotted keys, and an error is a ConfigError.
 
-    The beginning of a flag stands for it, as with argparse, from the second of its words on.
+    The beginning of a flag stands for it, as with argparse, from the second of its words on. With ``takes_command``,
+    the words after ``--`` are no arguments but a command to run, ``command`` in what ``parse`` returns.
     """
+
+    takes_command = False
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HelpFormatter, **settings)
 
     def parse(self, tokens: Sequence[str]) -> argparse.Namespace:
         """What ``tokens`` set. Raises ConfigError, and never exits but for --help."""
+        command: Sequence[str] = ()
+        if self.takes_command and "--" in tokens:
+            place = tokens.index("--")
+            tokens, command = tokens[:place], tokens[place + 1 :]
         parsed, unknown = self.parse_known_args(normalize(tokens))
         if unknown:
             flag = unknown[0].partition("=")[0]
             if not flag.startswith("-"):
                 self.error(f"unexpected argument {flag!r}")
             self.error(f"there is no flag {flag}{nearest(flag, self._option_string_actions)}")
+        if self.takes_command:
+            parsed.command = list(command)
         return parsed
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:

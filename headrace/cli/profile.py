@@ -1,0 +1,165 @@
+"""``headrace profile``: record a trace, or take one that exists, and say where the device's time went."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.cli.bench.figures import positive
+from headrace.cli.parser import FlagParser
+from headrace.config.profiler import DEFAULT_DIRECTORY
+from headrace.errors import ConfigError, HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.profiling.trace import Trace
+
+DEFAULT_STEPS, DEFAULT_SKIPPED = 50, 10  # the first steps compile kernels and wake the profiler up
+USAGE = """%(prog)s TRACE [FLAG …]
+       %(prog)s [FLAG …] -- COMMAND …
+       %(prog)s --url URL [FLAG …] [-- COMMAND …]
+       %(prog)s --tool nsys|viztracer|py-spy [FLAG …] -- COMMAND …"""
+
+
+def add_arguments(parser: FlagParser) -> None:
+    parser.usage = USAGE
+    parser.takes_command = True
+    parser.add_argument(
+        "trace", nargs="?", metavar="TRACE", help="torch trace (.json, .json.gz) or Nsight's (.sqlite, .nsys-rep)."
+    )
+    parser.add_argument("--url", metavar="URL", help="Server that records, while COMMAND runs or for some steps.")
+    parser.add_argument("--api-key", metavar="KEY", help="The server's key; HEADRACE_API_KEY or OPENAI_API_KEY else.")
+    parser.add_argument(
+        "--trace-dir", metavar="DIR", help="Where the server writes traces, if it doesn't say so itself, as vLLM."
+    )
+    parser.add_argument(
+        "--tool", choices=("nsys", "viztracer", "py-spy"), help="Run COMMAND under this until Ctrl-C, or its end."
+    )
+    parser.add_argument("--num-steps", type=positive, metavar="N", help=f"Engine steps to record. [{DEFAULT_STEPS}]")
+    parser.add_argument(
+        "--skip-steps",
+        type=int,
+        default=DEFAULT_SKIPPED,
+        metavar="N",
+        help=f"Steps of COMMAND's engine before them. [{DEFAULT_SKIPPED}]",
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="Record, or run the tool, for so long.")
+    parser.add_argument("--out", metavar="DIR", help=f"Where traces go. [{DEFAULT_DIRECTORY}]")
+    parser.add_argument("--top", type=positive, default=15, metavar="N", help="Kernels to list. [15]")
+    parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given, command = arguments, arguments.command
+    if given.trace:
+        if command or given.url or given.tool:
+            raise ConfigError(f"{given.trace} is a trace to read: leave out --url, --tool and what follows --.")
+        return show(given, Path(given.trace), 0)
+    if given.tool:
+        if not command or given.url:
+            raise ConfigError(f"--tool {given.tool} runs a command: put it after --, and leave --url out.")
+        return run_tool(given)
+    directory = Path(given.out or DEFAULT_DIRECTORY)
+    if given.url:
+        path, code = record_server(given, directory)
+    elif command:
+        from headrace.profiling.capture import record_command
+
+        if given.seconds:
+            raise ConfigError("--seconds is for --url and --tool: a command's engine records --num-steps.")
+        steps = given.num_steps or DEFAULT_STEPS
+        code, traces = record_command(command, directory, given.skip_steps, steps, quiet=given.json)
+        if not traces:
+            if code:
+                return code
+            raise HeadraceError(
+                f"the command recorded nothing: its engine made at most {given.skip_steps} steps (--skip-steps), or it "
+                "runs none through headrace's command line (a server that is elsewhere is profiled with --url)."
+            )
+        path = traces[0]
+    else:
+        raise ConfigError("name a TRACE, a server (--url) or a command (after --); `headrace profile --help` says how.")
+    return show(given, path, code)
+
+
+def record_server(given: argparse.Namespace, directory: Path) -> tuple[Path, int]:
+    """The trace that a server recorded, and the command's exit code."""
+    from headrace.profiling.capture import Server, run_command, traces_since
+
+    if given.command and (given.num_steps or given.seconds):
+        raise ConfigError("the recording lasts as long as the command: leave --num-steps and --seconds out.")
+    key = given.api_key or os.environ.get("HEADRACE_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    server, started = Server(given.url, key), time.time()
+    if given.command:
+        code, files = server.record(lambda: run_command(given.command, quiet=given.json))
+    else:
+        steps = given.num_steps or (None if given.seconds else DEFAULT_STEPS)
+        note(f"Recording {f'{steps} steps' if steps else f'{given.seconds:g} s'} of {given.url}; Ctrl-C ends it.")
+        code, files = server.record(lambda: server.wait(steps, given.seconds))
+    found = [Path(file) for file in files] or traces_since(Path(given.trace_dir or directory), started)
+    if not found:
+        raise HeadraceError(
+            "the server doesn't say where it wrote the trace, or nothing was recorded: name its torch_profiler_dir "
+            "with --trace-dir; `headrace profile TRACE` reads a file that lies elsewhere."
+        )
+    if not found[0].exists():
+        raise HeadraceError(
+            f"the server wrote {found[0]} on its own host: copy it here and run `headrace profile {found[0].name}`."
+        )
+    return found[0], code
+
+
+def run_tool(given: argparse.Namespace) -> int:
+    from headrace.profiling import tools
+
+    if given.json:
+        raise ConfigError("--json has no figures to print of --tool: read its file with `headrace profile TRACE`.")
+    out = Path(given.out or DEFAULT_DIRECTORY)
+    run = tools.under(given.tool, given.command, out, given.skip_steps, given.num_steps)
+    note(f"Running {run}\nCtrl-C ends it, and lets {given.tool} write {run.output}, which may take a while.")
+    code = tools.execute(run, given.seconds)
+    if not run.output.exists():
+        raise HeadraceError(f"{given.tool} ended with code {code} and left no {run.output}.")
+    if given.tool == "nsys":
+        return show(given, run.output, code)
+    viewer = "speedscope.app" if given.tool == "py-spy" else "ui.perfetto.dev, or with vizviewer"
+    note(f"Wrote {run.output}: open it in {viewer}.")
+    return code
+
+
+def show(given: argparse.Namespace, path: Path, code: int) -> int:
+    """Print the figures of the trace in ``path``, leave it for Perfetto, and return ``code``."""
+    from headrace.profiling.summary import summarize
+    from headrace.profiling.trace import read_trace
+
+    trace = read_trace(path)
+    summary = summarize(trace)
+    perfetto = for_perfetto(given, path, trace)
+    if given.json:
+        print(json.dumps({"trace": str(path), "perfetto": perfetto and str(perfetto), **summary.as_json(given.top)}))
+        return code
+    from headrace.profiling.table import print_summary
+
+    print_summary(summary, given.top)
+    if perfetto:
+        print(f"Perfetto trace, for ui.perfetto.dev: {perfetto}")
+    return code
+
+
+def for_perfetto(given: argparse.Namespace, path: Path, trace: "Trace") -> Path | None:
+    """The trace as Perfetto reads it; none is made of a file that was merely to be read."""
+    from headrace.profiling.perfetto import write_perfetto
+
+    if given.trace and not given.out:
+        return None
+    out = Path(given.out or DEFAULT_DIRECTORY)
+    try:
+        return write_perfetto(path, trace, out)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be written to: {error.strerror}.") from None
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr)

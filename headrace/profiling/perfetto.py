@@ -1,0 +1,57 @@
+"""Writes a trace for ui.perfetto.dev: torch's as it is, Nsight's as the same kind of events."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.profiling.torch_trace import GZIP_MAGIC
+from headrace.profiling.trace import NSIGHT_SUFFIXES, Trace
+
+HOST = 1_000_000  # the process that stands for the host's ranges, above all devices
+
+
+def write_perfetto(source: Path, trace: Trace, directory: Path) -> Path:
+    """``source``, whose content ``trace`` is, as a .json.gz file in ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"{source.name.removesuffix('.gz').removesuffix('.json')}.json.gz"
+    if target.exists() and target.samefile(source):
+        return target
+    if source.suffix in NSIGHT_SUFFIXES:
+        document = {"traceEvents": list(events(trace)), "displayTimeUnit": "ms"}
+        target.write_bytes(gzip.compress(msgspec.json.encode(document)))
+    else:
+        data = source.read_bytes()
+        target.write_bytes(data if data.startswith(GZIP_MAGIC) else gzip.compress(data))
+    return target
+
+
+def events(trace: Trace) -> Iterator[dict[str, Any]]:
+    """A process a device with a thread a stream, and one for the host's steps."""
+    for device in sorted({activity.device for activity in trace.activities}):
+        name = trace.device_names[device] if device < len(trace.device_names) else "GPU"
+        yield {"ph": "M", "name": "process_name", "pid": device, "args": {"name": f"{name} {device}"}}
+    yield {"ph": "M", "name": "process_name", "pid": HOST, "args": {"name": "steps, as launched"}}
+    for activity in trace.activities:
+        yield {
+            "ph": "X",
+            "cat": "kernel",
+            "name": activity.name,
+            "pid": activity.device,
+            "tid": activity.stream,
+            "ts": activity.start,
+            "dur": activity.end - activity.start,
+            "args": {"device": activity.device, "stream": activity.stream},
+        }
+    for step in trace.steps:
+        yield {
+            "ph": "X",
+            "cat": "user_annotation",
+            "name": step.name,
+            "pid": HOST,
+            "tid": 0,
+            "ts": step.start,
+            "dur": step.end - step.start,
+        }

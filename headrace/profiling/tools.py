@@ -1,0 +1,117 @@
+"""Runs a command under a profiler from outside: its command line built, its end a SIGINT, so that its file is whole.
+
+Knows the flags of Nsight Systems, VizTracer and py-spy; reads none of what they write.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.errors import ConfigError
+from headrace.profiling.capture import SETTINGS, own_words
+
+TOOLS = {
+    "nsys": "Install Nsight Systems' command line from developer.nvidia.com/nsight-systems.",
+    "viztracer": "`pip install viztracer` does it.",
+    "py-spy": "`pip install py-spy` does it.",
+}
+# Of VizTracer: shorter calls would push all else out of the buffer, which holds so many entries a process.
+SHORTEST_CALL, BUFFER_ENTRIES = "10us", 2_000_000
+NSYS_FLAGS = ("--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--trace-fork-before-exec=true")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command under a tool, and the file that it leaves."""
+
+    words: list[str]
+    output: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return shlex.join([*(f"{name}={value}" for name, value in self.environment.items()), *self.words])
+
+
+def under(tool: str, command: Sequence[str], directory: Path, skipped: int, steps: int | None) -> Run:
+    """``command`` under ``tool``. Raises ConfigError if that isn't installed.
+
+    ``steps``: nsys looks only at so many, after the ``skipped`` first; else from /start_profile to /stop_profile where
+    the command has a --profiler-config, or all the time.
+    """
+    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+    if program is None:
+        raise ConfigError(f"--tool {tool} needs {tool}, which isn't installed here. {TOOLS[tool]}")
+    words = own_words(command)
+    if tool == "viztracer":
+        return viztracer(words, directory / "viztracer.json.gz")
+    if tool == "py-spy":
+        output = directory / "py-spy.speedscope.json"
+        flags = ["--subprocesses", "--format", "speedscope", "--output", str(output)]
+        return Run([program, "record", *flags, "--", *words], output)
+    output = directory / "nsys.nsys-rep"
+    flags = [*NSYS_FLAGS, "--force-overwrite=true", f"--output={output.with_suffix('')}"]
+    environment = {}
+    if steps is not None:
+        settings = {"profiler": "cuda", "autostart": True, "delay_iterations": skipped, "max_iterations": steps}
+        environment = {SETTINGS: msgspec.json.encode(settings).decode()}
+        flags += ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
+    elif any(word.replace("_", "-").startswith("--profiler-config") for word in words):
+        flags += ["--capture-range=cudaProfilerApi", "--capture-range-end=repeat"]
+    return Run([program, "profile", *flags, *words], output, environment)
+
+
+def viztracer(words: list[str], output: Path) -> Run:
+    """VizTracer runs scripts and modules, not interpreters; of our command line it also sees the engine's process."""
+    flags = ["--min_duration", SHORTEST_CALL, "--tracer_entries", str(BUFFER_ENTRIES)]
+    target = words
+    if Path(words[0]).name.startswith("python"):
+        target = words[1:]
+        if target[:2] == ["-m", "headrace"]:
+            target = ["-m", "headrace.cli.traced", "--", *target[2:]]
+        elif target[:1] == ["-m"]:
+            target = [*target[:2], "--", *target[2:]]
+        else:
+            target = ["--", *target]
+    else:
+        target = ["--", *target]
+    return Run([sys.executable, "-m", "viztracer", "--quiet", "-o", str(output), *flags, *target], output)
+
+
+def execute(run: Run, seconds: float | None) -> int:
+    """Run it until its end, ours (SIGINT, SIGTERM) or ``seconds``; its exit code. It may take long to write its file.
+
+    All of the tool's processes are one group, which gets a SIGINT as from a terminal; a second one of ours kills it.
+    """
+    run.output.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(run.words, env=os.environ | run.environment, start_new_session=True)
+    asked = threading.Event()
+
+    def end(*_: Any) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL if asked.is_set() else signal.SIGINT)
+        asked.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    timer = threading.Timer(seconds, end) if seconds else None
+    if timer:
+        timer.start()
+    try:
+        code = process.wait()
+        return 0 if asked.is_set() and run.output.exists() else code
+    finally:
+        if timer:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,78 @@
+"""What a trace says of a device's time, whoever recorded it: activities, and the steps they belong to.
+
+Finds out which kind a file is; the readers of each kind are torch_trace.py and nsight.py.
+"""
+
+import bisect
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from headrace.errors import ConfigError
+
+# The ranges around the launch of a step: ours, and those of vLLM's model runner.
+STEP = re.compile(r"headrace: step |execute_")
+NO_STEP = -1
+NSIGHT_SUFFIXES = (".sqlite", ".nsys-rep")
+
+
+class Activity(NamedTuple):
+    """A kernel or copy on a device, or an operator on the host. Times are microseconds on the trace's own clock."""
+
+    name: str
+    start: float
+    end: float
+    time: float  # its own: what other activities within it took is theirs
+    device: int
+    stream: int
+    step: int  # index into the trace's steps, or NO_STEP
+
+
+class Range(NamedTuple):
+    """A named stretch of the host's time, in microseconds."""
+
+    start: float
+    end: float
+    name: str
+
+
+@dataclass
+class Trace:
+    """``on_device``: the activities are a GPU's; else they are the operators that the host ran."""
+
+    activities: list[Activity]
+    on_device: bool
+    steps: Sequence[Range] = ()
+    device_names: Sequence[str] = field(default=())
+
+
+def read_trace(path: Path) -> Trace:
+    """The trace in ``path``. Raises ConfigError if it is of no kind that is known, or holds no activity."""
+    if not path.is_file():
+        raise ConfigError(f"there is no trace {path}.")
+    if path.suffix in NSIGHT_SUFFIXES:
+        from headrace.profiling.nsight import read_nsight
+
+        trace = read_nsight(path)
+    else:
+        from headrace.profiling.torch_trace import read_torch_trace
+
+        trace = read_torch_trace(path)
+    if not trace.activities:
+        raise ConfigError(f"{path} holds no kernel, copy or operator: nothing ran while it was recorded.")
+    return trace
+
+
+def step_ranges(ranges: Iterable[Range]) -> list[Range]:
+    """Those that are steps, by time."""
+    return sorted(found for found in ranges if STEP.match(found.name))
+
+
+def step_at(steps: list[Range], time: float | None) -> int:
+    """The step that the host was launching at ``time``."""
+    if time is None:
+        return NO_STEP
+    place = bisect.bisect_right(steps, (time, float("inf"))) - 1
+    return place if place >= 0 and time <= steps[place].end else NO_STEP
