@@ -1,4 +1,7 @@
-"""Activations times a weight matrix: the vendor's library, but for a few rows, which is a matter of reading fast."""
+"""Activations times a weight matrix: the vendor's library, but for a few rows, which is a matter of reading fast.
+
+How those are computed is looked up in what was tuned for the device, else decided by a rule.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import torch.nn.functional as F
 
 from headrace.ops.jit import await_predecessor, early, jit, tl
 from headrace.ops.registry import next_power_of_2, op
+from headrace.ops.tuned import TILINGS, Tiling
 
 FEW = 32  # rows up to which reading the weights takes longer than multiplying them, however that is done
+MOST = 64  # rows for which it may, for some shapes
 BUSY = 96  # programs that keep the memory busy
 SPAN = 1024  # inputs that a program shouldn't go below
-BLOCK = 128  # inputs at a time
+COUNTERS = 4096  # tiles whose inputs can be divided
 
 
 @op
@@ -24,33 +29,67 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @linear.on_triton
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Reads the weights once. What is chosen where was the fastest of those tried on an H200."""
-    num_outputs, num_inputs = weight.shape
-    if x.ndim == 2 and x.shape[0] == 1:
-        y = x.new_empty(1, num_outputs)
-        outputs, block = 2 if num_inputs <= 2048 else 1, min(next_power_of_2(num_inputs), 2048)
-        _matvec_kernel[(-(-num_outputs // outputs),)](
-            *(x, weight, bias, y, num_outputs, num_inputs, outputs, block),
-            num_warps=4 if block <= 1024 else 8,
-            num_stages=3,
-            **early(x.device),
-        )
-        return y
-    if x.ndim == 2 and x.shape[0] <= FEW and x.dtype != torch.float32:
-        y = x.new_empty(x.shape[0], num_outputs)
-        outputs, tiles, splits = _divide(num_outputs, num_inputs)
-        rows = 16 if x.shape[0] <= 16 else FEW
-        size = (tiles * splits, outputs * rows)
-        sums = torch.empty(size, dtype=torch.float32, device=x.device) if splits > 1 else None
-        _few_rows_kernel[(tiles, splits)](
-            *(x, weight, bias, y, sums, _arrivals(x.device), x.shape[0], num_outputs, num_inputs),
-            *(-(-num_inputs // (splits * BLOCK)) * BLOCK, num_inputs % BLOCK == 0, splits, rows, outputs, BLOCK),
-            num_warps=4,
-            num_stages=5 if outputs == 16 else 4,
-            **early(x.device),
-        )
-        return y
+    """Reads the weights once where rows are few. What is chosen where was the fastest of those tried on an H200."""
+    rows = x.shape[0] if x.ndim == 2 else 0
+    if rows == 1:
+        return _matvec(x, weight, bias)
+    if 1 < rows <= MOST and x.dtype.itemsize == 2:
+        tiling = choose(x.device, weight.shape[0], weight.shape[1], next_power_of_2(rows))
+        if tiling is not None:
+            return few_rows(x, weight, bias, tiling)
     return F.linear(x, weight, bias)
+
+
+def choose(device: torch.device, num_outputs: int, num_inputs: int, rows: int) -> Tiling | None:
+    """How to compute such a product of up to ``rows``, a power of 2; None: by the vendor's library."""
+    key = device, num_outputs, num_inputs, rows
+    if key not in TILINGS:
+        TILINGS[key] = rule(num_outputs, num_inputs, rows)
+    return TILINGS[key]
+
+
+def rule(num_outputs: int, num_inputs: int, rows: int) -> Tiling | None:
+    """The choice for what isn't tuned: the largest tiles and fewest parts of the inputs that keep it ``BUSY``."""
+    if rows > FEW:
+        return None
+    for outputs in (64, 32, 16):
+        tiles = -(-num_outputs // outputs)
+        parts = min(-(-BUSY // tiles), max(num_inputs // SPAN, 1))
+        if tiles * parts >= BUSY:
+            break
+    return Tiling(outputs, parts, block=128, warps=4, stages=5 if outputs == 16 else 4)
+
+
+def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
+    """``linear`` of ``x`` [up to MOST rows, K] in 16 bits, divided like this."""
+    (rows, num_inputs), num_outputs = x.shape, weight.shape[0]
+    y = x.new_empty(rows, num_outputs)
+    tiles, width = -(-num_outputs // tiling.outputs), max(next_power_of_2(rows), 16)
+    parts = tiling.parts if tiles <= COUNTERS else 1
+    size = tiles * parts, tiling.outputs * width
+    sums = torch.empty(size, dtype=torch.float32, device=x.device) if parts > 1 else None
+    span = -(-num_inputs // (parts * tiling.block)) * tiling.block
+    _few_rows_kernel[(tiles, parts)](
+        *(x, weight, bias, y, sums, _arrivals(x.device), rows, num_outputs, num_inputs, span),
+        *(num_inputs % tiling.block == 0, parts, width, tiling.outputs, tiling.block),
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+        **early(x.device),
+    )
+    return y
+
+
+def _matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    num_outputs, num_inputs = weight.shape
+    y = x.new_empty(1, num_outputs)
+    outputs, block = 2 if num_inputs <= 2048 else 1, min(next_power_of_2(num_inputs), 2048)
+    _matvec_kernel[(-(-num_outputs // outputs),)](
+        *(x, weight, bias, y, num_outputs, num_inputs, outputs, block),
+        num_warps=4 if block <= 1024 else 8,
+        num_stages=3,
+        **early(x.device),
+    )
+    return y
 
 
 @jit
@@ -81,20 +120,10 @@ def _matvec_kernel(
     tl.store(y + output, result.to(y.dtype.element_ty), mask=output < num_outputs)
 
 
-def _divide(num_outputs: int, num_inputs: int) -> tuple[int, int, int]:
-    """(outputs of a tile, tiles, parts of the inputs): the largest tiles and fewest parts that keep it ``BUSY``."""
-    for outputs in (64, 32, 16):
-        tiles = -(-num_outputs // outputs)
-        splits = min(-(-BUSY // tiles), max(num_inputs // SPAN, 1))
-        if tiles * splits >= BUSY:
-            break
-    return outputs, tiles, splits
-
-
 @functools.cache
 def _arrivals(device: torch.device) -> torch.Tensor:
     """How many programs are done with each tile whose inputs are divided; zeros between launches."""
-    return torch.zeros(BUSY, dtype=torch.int32, device=device)
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
 @jit(do_not_specialize=["num_rows"])

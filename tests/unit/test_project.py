@@ -111,6 +111,7 @@ def test_wheel_is_pure_python(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     packed = {name for name in names if name.startswith("headrace/")}
     shapes = (ROOT / "headrace/models/shapes").glob("*/config.json")
+    tuned = (ROOT / "headrace/ops/tuned").glob("*.json")
     bench = (ROOT / "headrace/bench/datasets/verse.txt", ROOT / "headrace/bench/report.html.jinja")
-    assert packed == {str(path.relative_to(ROOT)) for path in (*SOURCES, *shapes, *bench)}
+    assert packed == {str(path.relative_to(ROOT)) for path in (*SOURCES, *shapes, *bench, *tuned)}
     assert any(name.endswith("licenses/LICENSE") for name in names)
