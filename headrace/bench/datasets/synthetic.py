@@ -10,9 +10,11 @@ from headrace.errors import ConfigError
 
 def random_prompts(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """Prompts with a common prefix or none, and outputs; lengths vary evenly around those asked for."""
-    one_input(arguments)
-    output_len = arguments.output_len or arguments.random_output_len
-    outputs = lengths(writer, output_len, arguments.random_range_ratio[1], arguments.num_prompts)
+    if arguments.random_batch_size > 1:
+        if not any(kind in (vars(arguments).get("backend") or "") for kind in ("embeddings", "pooling")):
+            raise ConfigError("--random-batch-size is for backends that embed, and for --dataset-name random-rerank.")
+        return embeddings(arguments, writer)
+    outputs = lengths(writer, arguments.random_output_len, arguments.random_range_ratio[1], arguments.num_prompts)
     prompts = random_items(arguments, writer, arguments.num_prompts)
     return [
         Sample(writer.prompt(items), len(items), output_len) for items, output_len in zip(prompts, outputs, strict=True)
@@ -21,9 +23,8 @@ def random_prompts(arguments: argparse.Namespace, writer: Writer) -> list[Sample
 
 def embeddings(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """``--num-prompts`` texts to embed, ``--random-batch-size`` of them in a request."""
-    inputs = random_items(arguments, writer, arguments.num_prompts)
     samples = []
-    for group in groups(inputs, arguments.random_batch_size):
+    for group in groups(random_items(arguments, writer, arguments.num_prompts), arguments.random_batch_size):
         first, *others = (writer.text(items, add_special_tokens=True) for items in group)
         samples.append(Sample(first, sum(map(len, group)), None, documents=tuple(others)))
     return samples
@@ -35,7 +36,7 @@ def rerank(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     With ``--no-reranker`` (a model that embeds both) the query has the full length and is one of the inputs.
     """
     joined = not arguments.no_reranker
-    input_len, batch, count = input_length(arguments), arguments.random_batch_size, arguments.num_prompts
+    input_len, batch, count = arguments.random_input_len, arguments.random_batch_size, arguments.num_prompts
     if not joined:
         batch, count = batch - 1, count - 1
         if batch < 1 or count < 1:
@@ -67,18 +68,17 @@ def prefix_repetition(arguments: argparse.Namespace, writer: Writer) -> list[Sam
         raise ConfigError(
             f"--num-prompts {count} is fewer than --prefix-repetition-num-prefixes {len(prefixes)}: each is to be used."
         )
-    output_len = arguments.output_len or arguments.prefix_repetition_output_len
     samples = []
     for index in writer.rng.permutation(count).tolist():
         items = prefixes[index % len(prefixes)] + writer.items(arguments.prefix_repetition_suffix_len)
-        samples.append(Sample(writer.prompt(items), len(items), output_len))
+        samples.append(Sample(writer.prompt(items), len(items), arguments.prefix_repetition_output_len))
     return samples
 
 
 def random_items(arguments: argparse.Namespace, writer: Writer, count: int) -> list[list[int]]:
     """Items of ``count`` prompts that begin with the prefix that all prompts of this seed share."""
     prefix = writer.block(0, arguments.random_prefix_len)
-    drawn = lengths(writer, input_length(arguments), arguments.random_range_ratio[0], count)
+    drawn = lengths(writer, arguments.random_input_len, arguments.random_range_ratio[0], count)
     return [prefix + writer.items(length) for length in drawn]
 
 
@@ -91,13 +91,3 @@ def lengths(writer: Writer, around: int, ratio: float, count: int) -> list[int]:
     low, high = max(math.floor(around * (1 - ratio)), 1), math.ceil(around * (1 + ratio))
     drawn: list[int] = writer.rng.integers(low, high, count, endpoint=True).tolist()
     return drawn
-
-
-def input_length(arguments: argparse.Namespace) -> int:
-    length: int = arguments.input_len or arguments.random_input_len
-    return length
-
-
-def one_input(arguments: argparse.Namespace) -> None:
-    if arguments.random_batch_size > 1:
-        raise ConfigError("--random-batch-size is for --dataset-name random-embeddings and random-rerank.")

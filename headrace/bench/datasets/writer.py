@@ -22,11 +22,11 @@ class Writer:
     """
 
     def __init__(self, tokenizer: "Tokenizer | None", vocab_size: int, seed: int):
-        self.tokenizer, self.rng = tokenizer, np.random.default_rng(seed)
+        self._seed = seed % 2**64  # NumPy takes no negative one
+        self.tokenizer, self.rng = tokenizer, np.random.default_rng(self._seed)
         self._words = one_token_words(tokenizer) if tokenizer else np.array([])
         self.writes = len(self._words) >= FEWEST
         self._kinds = len(self._words) if self.writes else vocab_size
-        self._seed = seed
 
     def items(self, count: int) -> list[int]:
         """``count`` random items."""
@@ -43,21 +43,36 @@ class Writer:
         return len(self.tokenizer.encode(text)) if self.tokenizer else 0
 
     def prompt(self, items: list[int]) -> str | list[int]:
-        """A prompt of as many tokens as there are items, those counted that the tokenizer adds to a text."""
-        return items if not self.writes else self.text(items, add_special_tokens=True)
+        """A prompt of as many tokens as there are items, those counted that the tokenizer adds to a text.
+
+        Too short for any such text, it is token ids.
+        """
+        if not self.writes:
+            return items
+        text, ids = self._exact(items, add_special_tokens=True)
+        return text if len(ids) == len(items) else ids[: len(items)]
 
     def text(self, items: list[int], add_special_tokens: bool = False) -> str:
-        """A text of as many tokens as there are items; its end may differ from theirs."""
-        if self.tokenizer is None or not self.writes:
+        """A text of as many tokens as there are items. Raises ConfigError if there can't be one."""
+        if not self.writes:
             raise ConfigError("this dataset sends texts, so it needs a tokenizer whose vocabulary has whole words.")
+        text, ids = self._exact(items, add_special_tokens)
+        if len(ids) != len(items):
+            raise ConfigError(f"no text of {len(items)} tokens can be made for this tokenizer: ask for more.")
+        return text
+
+    def _exact(self, items: list[int], add_special_tokens: bool) -> tuple[str, list[int]]:
+        """The text of ``items``, its end mended until it has as many tokens; and its tokens."""
+        assert self.tokenizer is not None
         words = self._words[items].tolist()
         for _ in range(ROUNDS):
             text = "".join(words).lstrip()
-            excess = len(self.tokenizer.encode(text, add_special_tokens)) - len(items)
+            ids = self.tokenizer.encode(text, add_special_tokens)
+            excess = len(ids) - len(items)
             if not excess:
                 break
             words = words[: max(len(words) - excess, 1)] if excess > 0 else words + words[:-excess]
-        return text
+        return text, ids
 
 
 def one_token_words(tokenizer: "Tokenizer") -> np.ndarray:
