@@ -72,7 +72,7 @@ def latency(
     input_len, output_len = lengths
     check_length(llm, input_len + output_len)
     share = len(range(ranks.rank, batch, ranks.size))
-    if not share:
+    if batch < ranks.size:
         raise ConfigError(f"--batch-size {batch} is less than the {ranks.size} processes that share it.")
 
     def one(seed: int) -> tuple[float, float, float]:

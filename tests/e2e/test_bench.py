@@ -1,12 +1,21 @@
 """``headrace bench`` as a user runs it, on a tiny model of random weights."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from headrace import LLM, SamplingParams
+from headrace.bench.datasets import Sample
+from headrace.bench.offline import send
+from headrace.bench.startup import one_start
 from headrace.cli.main import main
+from headrace.models import packaged
 
 MODEL = LlamaConfig(
     vocab_size=300,
@@ -27,28 +36,68 @@ def flags(tmp_path: Path) -> list[str]:
     return [str(tmp_path), *shared, "--output-json", str(tmp_path / "result.json")]
 
 
-def result_of(flags: list[str]) -> dict[str, object]:
+def result_of(flags: list[str]) -> dict[str, Any]:
     return json.loads(Path(flags[-1]).read_text())
 
 
-def test_latency(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    lengths = ["--input-len", "20", "--output-len", "5", "--batch-size", "3", "--num-iters", "2"]
-    assert main(["bench", "latency", *flags, *lengths, "--num-iters-warmup", "1"]) == 0
+def test_latency(flags: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lengths = ["--input-len", "20", "--output-len", "5", "--batch-size", "3", "--num-iters", "2", "--n", "2"]
+    profile = ["--profiler-config", json.dumps({"profiler": "torch", "torch_profiler_dir": str(tmp_path / "profile")})]
+    assert main(["bench", "latency", *flags, *lengths, "--warmup", "1", *profile]) == 0
     printed, result = capsys.readouterr().out, result_of(flags)
     assert "Avg latency:" in printed and "99% percentile latency:" in printed and "Decoding step:" in printed
     assert len(result["latencies"]) == 2 and set(result["percentiles"]) == {"10", "25", "50", "75", "90", "99"}
-    assert 0 < result["decode_step_limit"] < result["decode_step"]["median"] < result["avg_latency"]
+    step = result["decode_step"]
+    assert 0 < step["limit"] < step["min"] <= step["median"] <= step["max"] < result["avg_latency"]
+    assert 0 < step["mbu"] < 1 and 0 < result["ttft"]["mfu"] < 1 and "MBU" in printed and "MFU" in printed
+    assert result["profile"] and all(Path(path).is_file() for path in result["profile"])
 
 
 def test_throughput(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     lengths = ["--input-len", "20", "--output-len", "10", "--random-range-ratio", "0.5", "--num-prompts", "7"]
-    assert main(["bench", "throughput", *flags, *lengths]) == 0
+    repeats = ["--num-repeats", "3", "--warmup", "2", "--n", "2", "--enable-prefix-caching"]
+    assert main(["bench", "throughput", *flags, *lengths, *repeats]) == 0
     printed, result = capsys.readouterr().out, result_of(flags)
-    assert "Throughput:" in printed and "output tokens/s" in printed
+    assert "Throughput:" in printed and "output tokens/s" in printed and "Of 3 runs: median" in printed
     assert result["num_requests"] == 7
-    assert 7 * 10 <= result["total_prompt_tokens"] <= 7 * 30 and 7 * 5 <= result["total_output_tokens"] <= 7 * 15
+    assert 7 * 10 <= result["total_prompt_tokens"] <= 7 * 30 and 14 * 5 <= result["total_output_tokens"] <= 14 * 15
     assert result["total_num_tokens"] == result["total_prompt_tokens"] + result["total_output_tokens"]
     assert result["output_tokens_per_second"] < result["output_tokens_per_second_limit"]
+    assert len(result["elapsed_times"]) == 3 and result["elapsed_time"] == sorted(result["elapsed_times"])[1]
+
+
+def test_torchrun_shares_the_requests(flags: list[str]) -> None:
+    lengths = ["--input-len", "20", "--output-len", "6", "--num-prompts", "5", "--num-repeats", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headrace"]
+    done = subprocess.run([*launch, "bench", "throughput", *flags, *lengths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = result_of(flags)
+    assert [(each["rank"], each["num_requests"]) for each in result["ranks"]] == [(0, 3), (1, 2)]
+    assert result["num_requests"] == 5 and result["total_num_tokens"] == 5 * 26
+    assert result["elapsed_time"] == max(each["elapsed_time"] for each in result["ranks"])
+    assert done.stdout.count("Limit:") == 1 and "Rank 1: Throughput:" in done.stdout
+    alone = subprocess.run([*launch, "bench", "latency", *flags, "--batch-size", "1"], capture_output=True, text=True)
+    assert "--batch-size 1 is less than the 2 processes" in alone.stderr and alone.returncode
+
+
+def test_a_conversation_goes_on_after_the_replies(flags: list[str]) -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {text: token_id for token_id, text in enumerate(sorted(alphabet))}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"
+    PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=template).save_pretrained(flags[0])
+    llm = LLM(flags[0], load_format="dummy", kv_cache_memory_bytes="64M")
+    samples = [
+        Sample([{"role": "user", "content": f"turn {turn} of {conversation}"}], 0, 4, conversation=conversation)
+        for conversation in range(2)
+        for turn in range(2)
+    ]
+    outputs = send(llm, samples, SamplingParams(ignore_eos=True, allowed_token_ids=list(vocabulary.values())[:64]))
+    llm.shutdown()
+    assert len(outputs) == 4
+    for first, second in zip(outputs[:2], outputs[2:], strict=True):
+        assert f"{first.prompt}assistant:{first.outputs[0].text}|user:turn 1" in str(second.prompt)
 
 
 def test_startup(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,6 +106,20 @@ def test_startup(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     printed, result = capsys.readouterr().out, result_of(flags)
     assert "Avg cold startup:" in printed and "Avg warm startup:" in printed
     assert result["avg_cold_total_startup_time"] > sum(result["cold_ledger"].values()) > 0
+    for metric in ("total_startup", "compilation", "encoder_compilation"):
+        assert result[f"avg_warm_{metric}_time"] == result[f"warm_{metric}_times"][0]
+        assert set(result[f"warm_{metric}_percentiles"]) == {"10", "25", "50", "75", "90", "99"}
+
+
+def test_a_start_fills_its_own_caches_and_no_others(flags: list[str], tmp_path: Path) -> None:
+    caches = tmp_path / "caches"
+    caches.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in (packaged.cache_root() / "configs").glob("*")}
+    for _ in range(2):
+        one_start({"model": flags[0], "load_format": "dummy", "skip_tokenizer_init": True}, caches)
+        assert len(list((caches / "configs").iterdir())) == 1
+    after = {path: path.stat().st_mtime_ns for path in (packaged.cache_root() / "configs").glob("*")}
+    assert before.items() <= after.items()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +127,9 @@ def test_startup(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--input-len", "250", "--output-len", "20"], "more than --max-model-len 256"),
         (["--input-len", "0"], "no number above 0"),
-        (["--random-range-ratio", "1.5"], "--random-range-ratio must be at least 0 and below 1."),
+        (["--random-range-ratio", "1.5"], "--random-range-ratio: must be at least 0 and below 1."),
+        (["--dataset-name", "random-rerank"], "random-rerank is for a server"),
+        (["--dataset-name", "sonnet"], "needs a tokenizer"),
     ],
 )
 def test_what_cannot_be_measured(
