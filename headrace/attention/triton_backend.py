@@ -242,13 +242,14 @@ def _attend_kernel(
     BLOCK_D: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Every ``PROGRAMS``-th pair of an item and a key head: the heads of the item's queries against its keys."""
+    """Its share of the pairs of an item and a key head: the heads of the item's queries against its keys."""
     await_predecessor(EARLY)
     num_items = tl.load(work) if DECODES else tl.load(work + 1)
     items = work + 2 if DECODES else work + 2 + tl.load(work) * FIELDS
     line = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)[None, :]
-    for number in range(tl.program_id(0), num_items * NUM_KV_HEADS, PROGRAMS):
+    number = tl.program_id(0)
+    while number < num_items * NUM_KV_HEADS:
         item = items + number // NUM_KV_HEADS * FIELDS
         kv_head = number % NUM_KV_HEADS
         row, first_token, num_queries = tl.load(item), tl.load(item + 1), tl.load(item + 2)
@@ -291,6 +292,8 @@ def _attend_kernel(
         if done:
             places = (token[:, None] * (NUM_KV_HEADS * GROUP) + head[:, None]) * HEAD_DIM + dims
             tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
+        # Back and forth: the items get shorter, so whoever had the longest of one round gets the shortest of the next.
+        number = (number // PROGRAMS + 2) * PROGRAMS - 1 - number % PROGRAMS
 
 
 @jit

@@ -15,7 +15,7 @@ GREEDY_BELOW = 1e-5  # a temperature under this means argmax
 NUMBERS_AT_ONCE = 65_536  # keeps the reference's temporaries in a CPU's cache
 CANDIDATES = 64  # likeliest tokens looked at first; more only if a nucleus holds more
 BEYOND_NOISE = 1e30  # taken off the scores of dropped tokens
-TOKENS_A_PROGRAM = 4096
+TOKENS_A_PROGRAM = 2048
 
 # The mixing function is the finaliser of MurmurHash3 for 32 bits (Austin Appleby, public domain).
 MULTIPLIER_1 = 0x85EBCA6B
@@ -138,7 +138,7 @@ def _sample(
     chosen = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows:
         _threshold_kernel[(num_rows,)](
-            *(logits, rows, floats, integers, floats.stride(0), least, vocab, GREEDY_BELOW, TOKENS_A_PROGRAM),
+            *(logits, rows, floats, integers, floats.stride(0), least, vocab, GREEDY_BELOW, 2 * TOKENS_A_PROGRAM),
             num_warps=16,
             **early(logits.device),
         )
@@ -182,8 +182,9 @@ def _gumbel_max_kernel(
     # Whatever a broken model computes, the token chosen exists.
     score = tl.where((token < vocab) & (score == score), score, float("-inf"))
     place = line * tl.num_programs(1) + part
-    tl.store(scores + place, tl.max(score, axis=0))
-    tl.store(found + place, part * BLOCK + tl.argmax(score, axis=0))
+    best, best_place = tl.max(score, axis=0, return_indices=True)
+    tl.store(scores + place, best)
+    tl.store(found + place, part * BLOCK + best_place)
 
 
 @jit
@@ -301,9 +302,10 @@ def _amount(
 @jit
 def _scaled(logits, heat, line, token, vocab, GREEDY_BELOW: tl.constexpr):
     """Some logits of a line, divided by its temperature; -inf outside the vocabulary."""
-    heat = tl.where(heat < GREEDY_BELOW, 1.0, heat)
-    values = tl.load(logits + line.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf"))
-    return tl.div_rn(values.to(tl.float32), tl.broadcast_to(heat, values.shape))
+    values = tl.load(logits + line.to(tl.int64) * vocab + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
+    if heat >= GREEDY_BELOW:
+        values = tl.div_rn(values, tl.broadcast_to(heat, values.shape))
+    return values
 
 
 @jit
