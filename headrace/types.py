@@ -223,6 +223,7 @@ class StepCost(msgspec.Struct, frozen=True):
     attention_flops: int  # a token and token of context
     expert_bytes: int = 0  # of weight_bytes: those of experts that tokens are routed to
     expert_share: float = 0.0  # of the experts that one token uses
+    windowed: list[tuple[int, int, int]] = []  # (window, kv_bytes, attention_flops) of layers that see no more tokens
 
 
 class EngineInfo(msgspec.Struct, tag="ready"):

@@ -81,8 +81,8 @@ def weight_format(name: str | None, scheme: dict[str, Any]) -> WeightFormat | No
     found = known.get(asked.lower().replace("-", "_"))
     if found is None:
         raise ConfigError(
-            f"--quantization {asked} is not known{nearest(asked.lower(), known)} A plan knows none, gguf (a file's own "
-            f"types), {', '.join(NAMED)} and a type of GGUF such as q4_0, q4_k and q8_0."
+            f"The quantization {asked} is not known{nearest(asked.lower(), known)} "
+            f"Known are none, gguf (a file's own types), {', '.join(NAMED)} and GGUF's types such as q4_0 and q4_k."
         )
     if own == found.name and "bits" in scheme:
         bits, group = int(scheme["bits"]), int(scheme.get("group_size") or 0)
@@ -99,7 +99,8 @@ def compressed_tensors(scheme: dict[str, Any]) -> WeightFormat:
         raise ConfigError(
             "The checkpoint's quantization_config (compressed-tensors) doesn't tell the bits of a weight."
         )
-    number = {"float": "fp8", "int": "int8"}[weights.get("type", "int")] if group.get("input_activations") else ""
+    both = bits == 8 and group.get("input_activations")  # else the weights alone are stored so
+    number = {"float": "fp8", "int": "int8"}.get(weights.get("type", "int"), "") if both else ""
     return WeightFormat("compressed-tensors", bits, size if size and size > 0 else None, 16, number)
 
 

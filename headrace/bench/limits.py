@@ -55,7 +55,7 @@ class Ceilings:
         return StepTime(
             weights_read(cost, batch) / self.bytes_per_second,
             batch * (self.layers(cost) + cost.head_flops / self.flops_per_second),
-            batch * context * cost.kv_bytes / self.bytes_per_second,
+            batch * cache_read(cost, context) / self.bytes_per_second,
         )
 
     def prefill_step(self, model: Costed, tokens: int) -> StepTime:
@@ -81,9 +81,16 @@ def weights_read(cost: StepCost, tokens: float) -> float:
     return cost.weight_bytes - cost.expert_bytes * (1.0 - cost.expert_share) ** tokens
 
 
+def cache_read(cost: StepCost, context: float) -> float:
+    """Bytes of keys and values that one token reads, ``context`` being cached."""
+    unseen = sum(max(context - window, 0) * num_bytes for window, num_bytes, _ in cost.windowed)
+    return context * cost.kv_bytes - unseen
+
+
 def prefill_flops(cost: StepCost, tokens: float) -> float:
     """Of one prompt: the products of all its tokens, and its attention's, half of which the triangle saves."""
-    return tokens * cost.layer_flops + tokens**2 / 2 * cost.attention_flops + cost.head_flops
+    unseen = sum(max(tokens - window, 0) ** 2 / 2 * flops for window, _, flops in cost.windowed)
+    return tokens * cost.layer_flops + tokens**2 / 2 * cost.attention_flops - unseen + cost.head_flops
 
 
 def utilization(
@@ -108,9 +115,10 @@ def utilization(
     """
     cost, lengths = model.cost, list(prompts)
     tokens = sum(lengths) + output_tokens
-    num_bytes = steps * weights_read(cost, tokens / steps) + output_tokens * context * cost.kv_bytes
+    num_bytes = steps * weights_read(cost, tokens / steps) + output_tokens * cache_read(cost, context)
     flops = sum(prefill_flops(cost, length) for length in lengths)
-    flops += output_tokens * (cost.layer_flops + cost.head_flops + context * cost.attention_flops)
+    unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
+    flops += output_tokens * (cost.layer_flops + cost.head_flops + context * cost.attention_flops - unseen)
     return Utilization(num_bytes / seconds / ceilings.bytes_per_second, flops / seconds / ceilings.flops_per_second)
 
 

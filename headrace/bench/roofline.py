@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from headrace.bench.devices import CPU, Device
 from headrace.bench.formats import cache_dtype, weight_format
 from headrace.bench.latent import Latent, latent_spec
-from headrace.bench.limits import Ceilings, StepTime, weights_read
+from headrace.bench.limits import Ceilings, StepTime, cache_read, weights_read
 from headrace.bench.shares import META, Model, Share, num_parameters, shares, widest
 from headrace.config import OPTIONS, Config
 from headrace.device import GIB
@@ -87,7 +87,7 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
     Raises ``ConfigError`` for what can't be had. That a model doesn't fit is no error: then ``fits`` is false.
     """
     config, device = setting.config, setting.device
-    files = source.resolve(config.model, config.load)
+    files = found(config)
     hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
     notes = missing(setting, hf_config)
     facts = settle(config, hf_config, {}, setting.place, device.memory_bytes)
@@ -98,14 +98,15 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
     caches = [cache_of(part, memory, facts, model) for part, memory in zip(parts, memories, strict=True)]
     limit = max(model_limit(hf_config.get_text_config()) or 0, facts.max_model_len)
     largest = min(cache.largest_context(limit) for cache in caches)
-    concurrency = min(cache.blocks / cache.needed(facts.max_model_len) for cache in caches)
-    context = context or min(2048, facts.max_model_len)
+    length = min(facts.max_model_len, largest) if facts.fit_model_len and largest else facts.max_model_len
+    concurrency = min(cache.blocks / cache.needed(length) for cache in caches)
+    context = context or min(2048, length)
     speed = Speed(setting, model, parts)
     return {
         "model": config.model.model or packaged.NAME,
         "architecture": model.spec.architecture,
         "dtype": name_of(model.dtype),
-        "quantization": model.format.name if model.format else "gguf" if model.spec.quantized else "none",
+        "quantization": model.storage(setting.place),
         "kv_cache_dtype": name_of(model.cache_dtype),
         "device": {key: value for key, value in msgspec.to_builtins(device).items() if value is not None},
         "tensor_parallel_size": setting.tensor,
@@ -117,11 +118,11 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
         "kv_bytes_per_token_per_gpu": max(part.cost.kv_bytes for part in parts),
         "gpu_memory_utilization": config.cache.gpu_memory_utilization,
         "memory_per_gpu": asdict(min(memories, key=lambda memory: memory.kv_cache_bytes)),
-        "kv_cache_tokens": int(concurrency * facts.max_model_len),
-        "max_model_len": facts.max_model_len,
+        "kv_cache_tokens": int(concurrency * length),
+        "max_model_len": length,
         "max_concurrency": concurrency,
         "largest_context": largest,
-        "fits": largest >= facts.max_model_len,
+        "fits": largest >= length,
         "max_num_batched_tokens": facts.max_num_batched_tokens,
         "max_num_seqs": facts.max_num_seqs,
         "context": context,
@@ -132,6 +133,16 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
         "prefill": speed.prefill(context),
         "notes": notes,
     }
+
+
+def found(config: Config) -> source.ModelFiles:
+    """The model's configuration; where there is none of a plain name, the shapes that might be meant are listed."""
+    try:
+        return source.resolve(config.model, config.load)
+    except ConfigError as error:
+        if "/" in config.model.model:
+            raise
+        raise ConfigError(f"{error} Shapes to plan with by name are {', '.join(source.shapes())}.") from error
 
 
 def missing(setting: Setting, hf_config: PretrainedConfig) -> list[str]:
@@ -220,7 +231,7 @@ class Speed:
             "output_tokens_per_second": batch / slowest,
             **terms,
             "weight_bytes_read": int(sum(weights_read(cost, batch) for cost in costs)),
-            "cache_bytes_read": sum(batch * context * cost.kv_bytes for cost in costs),
+            "cache_bytes_read": int(sum(batch * cache_read(cost, context) for cost in costs)),
             "flops": sum(batch * (cost.layer_flops + cost.head_flops) for cost in costs),
         }
 

@@ -41,6 +41,16 @@ class Model:
     cache_dtype: torch.dtype
     format: WeightFormat | None  # None: as the engine stores the checkpoint's weights
 
+    def packed(self, device: torch.device) -> bool:
+        """Whether the engine would multiply a GGUF file's matrices on ``device`` without expanding them."""
+        return self.format is None and stays_packed(self.spec.quantized, self.dtype, device) is None
+
+    def storage(self, device: torch.device) -> str:
+        """What its matrices are stored as, in a word or two."""
+        if self.format:
+            return self.format.name
+        return "none" if not self.spec.quantized else "gguf" if self.packed(device) else "gguf, expanded"
+
 
 @dataclass(frozen=True)
 class Share:
@@ -128,7 +138,7 @@ def built(model: Model, spec: Spec, device: torch.device) -> Decoder:
 
     Quantized matrices are repacked when they are loaded; fake tensors take part in that, without data.
     """
-    packed = model.format is None and stays_packed(spec.quantized, model.dtype, device) is None
+    packed = model.packed(device)
     where = device if packed else META
     with FakeTensorMode() if packed else nullcontext():
         decoder = Decoder(

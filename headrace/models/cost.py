@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from headrace.attention.backend import AttentionSpec
 from headrace.layers.embedding import Embedding
 from headrace.layers.linear import Linear
 from headrace.layers.moe import Moe
@@ -19,15 +20,29 @@ def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
     multiplied = sum(linear.in_features * linear.out_features for linear in linears)
     multiplied += int(share * sum(weight.numel() for weight in experts))
     specs = [layer.spec for layer in model.attention_layers]
+    windows = {spec.window for spec in specs if spec.window is not None}
     return StepCost(
         weight_bytes=sum(map(_bytes_read, model.modules())),
         layer_flops=2 * multiplied,
         head_flops=2 * model.head.in_features * model.head.out_features,
-        kv_bytes=sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * dtype.itemsize,
-        attention_flops=sum(4 * spec.num_heads * spec.head_dim for spec in specs),
+        kv_bytes=_kv_bytes(specs, dtype),
+        attention_flops=_attention_flops(specs),
         expert_bytes=sum(weight.nbytes for weight in experts),
         expert_share=share,
+        windowed=[
+            (window, _kv_bytes(those, dtype), _attention_flops(those))
+            for window in sorted(windows)
+            for those in [[spec for spec in specs if spec.window == window]]
+        ],
     )
+
+
+def _kv_bytes(specs: list[AttentionSpec], dtype: torch.dtype) -> int:
+    return sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * dtype.itemsize
+
+
+def _attention_flops(specs: list[AttentionSpec]) -> int:
+    return sum(4 * spec.num_heads * spec.head_dim for spec in specs)
 
 
 def _bytes_read(module: nn.Module) -> int:

@@ -30,6 +30,14 @@ def test_a_step_reads_the_experts_that_its_tokens_are_expected_to_choose() -> No
     assert CEILINGS.decode_step(EXPERTS, 1000, 0).weights == pytest.approx(1.0)
 
 
+def test_layers_with_a_window_see_no_more_tokens() -> None:
+    cost = StepCost(1000, 900, 100, kv_bytes=6, attention_flops=12, windowed=[(30, 4, 8)])
+    assert CEILINGS.decode_step(Model(cost), 1, 20).cache == pytest.approx(20 * 6 / 1000)
+    assert CEILINGS.decode_step(Model(cost), 1, 50).cache == pytest.approx((50 * 2 + 30 * 4) / 1000)
+    seen = 100**2 / 2 * 4 + (30 * 100 - 30**2 / 2) * 8
+    assert CEILINGS.prefill_step(Model(cost), 100).products == pytest.approx((90_000 + 100 + seen) / 10_000)
+
+
 def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
     seconds = CEILINGS.decode_seconds(DENSE, 1, 50)
     decoding = utilization(DENSE, CEILINGS, seconds=10 * seconds, steps=10, output_tokens=10, context=50)
