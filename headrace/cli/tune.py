@@ -4,18 +4,34 @@ import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.cli.parser import FlagParser
-from headrace.config import OPTIONS, Config
+from headrace.config import Config
 from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headrace.ops.tuned import Product
 
 ROWS = (2, 4, 8, 16, 32, 64)
 
 
 def add_arguments(parser: FlagParser) -> None:
-    parser.add_argument("models", nargs="*", default=[""], metavar="MODEL", help=OPTIONS["model"].facts.help)
     parser.add_argument(
-        "--rows", nargs="+", type=int, choices=ROWS, default=ROWS, help="Tokens in a step, up to each of these. [all]"
+        "models",
+        nargs="*",
+        default=[""],
+        metavar="MODEL",
+        help="Models, as serve takes them, or names of shapes, such as llama-3.1-8b; the packaged one if there is none.",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        type=int,
+        choices=ROWS,
+        default=ROWS,
+        metavar="N",
+        help=f"Tune for steps of up to so many tokens, and more than half: of {', '.join(map(str, ROWS))}. [all]",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="Where to write instead of Headrace's cache.")
 
@@ -26,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headrace.device import describe, pick_device
     from headrace.models.packaged import cache_root
     from headrace.ops.registry import triton_unusable
-    from headrace.ops.tuned import file_for, write
+    from headrace.ops.tuned import FOLDER, file_for, write
 
     if not torch.cuda.is_available():
         raise ConfigError("tuning needs a GPU, and torch finds none: run it on the machine that is to serve.")
@@ -34,32 +50,32 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"tuning needs Triton, and {reason}.")
     from headrace.ops.tuned.tuner import tune
 
-    parts: dict[tuple[int, int], set[str]] = defaultdict(set)
+    layers: dict[tuple[int, int], set[str]] = defaultdict(set)
     for model in arguments.models:
         for shape, names in shapes_of(model).items():
-            parts[shape] |= names
+            layers[shape] |= names
     device = pick_device("cuda")
     name = describe(device)
-    print(f"{name}, bfloat16; times in µs\n outputs  inputs rows  library     rule     best  TB/s  way")
+    print(f"{name}, bfloat16; times in µs\n outputs  inputs rows  library     rule     best  TB/s  layers: best way")
     products = []
-    for product in tune(list(parts), sorted(arguments.rows), device):
+    for product in tune(list(layers), sorted(set(arguments.rows)), device):
         products.append(product)
-        speed = 2 * product.outputs * product.inputs / product.us / 1e6
-        tiling = product.tiling
-        way = (
-            "library"
-            if tiling is None
-            else " ".join(f"{field}={getattr(tiling, field)}" for field in tiling.__struct_fields__)
-        )
-        print(
-            f"{product.outputs:8d}{product.inputs:8d}{product.rows:5d}{product.library_us:9.1f}{product.rule_us:9.1f}"
-            f"{product.us:9.1f}{speed:6.2f}  {way}  ({', '.join(sorted(parts[product.outputs, product.inputs]))})",
-            flush=True,
-        )
-    path = arguments.output or file_for(name, cache_root() / "tuned")
+        print(line(product, layers[product.outputs, product.inputs]), flush=True)
+    path = arguments.output or file_for(name, cache_root() / FOLDER)
     write(path, name, products)
     print(f"{len(products)} products tuned for {name}: {path}", file=sys.stderr)
     return 0
+
+
+def line(product: "Product", layers: set[str]) -> str:
+    way = "the library"
+    if tiling := product.tiling:
+        way = f"{tiling.outputs} outputs, {tiling.parts} parts, {tiling.block} inputs at a time, "
+        way += f"{tiling.warps} warps, {tiling.stages} stages"
+    shape = f"{product.outputs:8d}{product.inputs:8d}{product.rows:5d}"
+    times = f"{product.library_us:9.1f}{product.rule_us:9.1f}{product.us:9.1f}"
+    speed = 2 * product.outputs * product.inputs / product.us / 1e6
+    return f"{shape}{times}{speed:6.2f}  {', '.join(sorted(layers))}: {way}"
 
 
 def shapes_of(model: str) -> dict[tuple[int, int], set[str]]:

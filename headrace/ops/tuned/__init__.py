@@ -21,6 +21,7 @@ from headrace.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent
+FOLDER = "tuned"  # of Headrace's cache
 
 
 class Tiling(msgspec.Struct, frozen=True):
@@ -60,17 +61,18 @@ Key = tuple[torch.device, int, int, int]  # and a product's key; of 16-bit numbe
 TILINGS: dict[Key, Tiling | None] = {}  # in use
 
 
-def use(device: torch.device, directory: Path) -> None:
-    """From now on compute as was measured on a device of this name: what is shipped, and over it what ``directory``
-    holds. Raises ``ConfigError`` for a file that can't be read."""
+def use(device: torch.device, cache: Path) -> None:
+    """From now on compute as was measured on a device of this name: here or, which wins, on this machine.
+
+    ``cache``: Headrace's cache directory. Raises ``ConfigError`` for a file that can't be used.
+    """
     if device.type != "cuda":
         return
     name = describe(device)
-    shipped, own = (read(file_for(name, folder), name) for folder in (SHIPPED, directory))
+    shipped, own = (read(file_for(name, folder), name) for folder in (SHIPPED, cache / FOLDER))
     found = {product.key: product.tiling for product in (*shipped, *own)}
     TILINGS.update({(device, *key): tiling for key, tiling in found.items()})
-    source = f", {len(own)} of them here ({directory})" if own else ""
-    logger.info("%d products tuned for %s%s", len(found), name, source)
+    logger.info("%d products tuned for %s%s", len(found), name, f", {len(own)} of them on this machine" if own else "")
 
 
 def file_for(device_name: str, directory: Path) -> Path:
