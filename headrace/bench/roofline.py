@@ -122,7 +122,7 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
         "max_model_len": length,
         "max_concurrency": concurrency,
         "largest_context": largest,
-        "fits": largest >= length,
+        "fits": largest >= length and all(sum(asdict(memory).values()) <= device.memory_bytes for memory in memories),
         "max_num_batched_tokens": facts.max_num_batched_tokens,
         "max_num_seqs": facts.max_num_seqs,
         "context": context,
@@ -190,7 +190,8 @@ def memory_of(setting: Setting, part: Share, facts: Facts, vocab_size: int) -> M
     tables = part.table_bytes + rows.tokens.nbytes + rows.tables.nbytes
     peak = max(facts.max_num_batched_tokens * widest(part.spec), facts.max_num_seqs * 2 * vocab_size) * size
     if setting.place.type == CPU:
-        return Memory(part.weight_bytes, tables, 0, peak, 0, cache_budget(config, setting.place, peak))
+        left = min(cache_budget(config, setting.place, peak), device.memory_bytes - part.weight_bytes - tables - peak)
+        return Memory(part.weight_bytes, tables, 0, peak, 0, left)
     sizes = capture_sizes(config, facts.max_num_batched_tokens, facts.max_num_seqs)
     graphs = sum(sizes[-1:]) * (widest(part.spec) + 2 * vocab_size) * size + len(sizes) * GRAPH_BYTES
     runtime = CONTEXT_BYTES + (COMMUNICATION_BYTES if setting.tensor * setting.pipeline > 1 else 0)

@@ -74,6 +74,8 @@ def show(result: dict[str, Any]) -> None:
         f"  Limit of prefill: {prompt['tokens_per_second']:,.0f} tokens/s, a prompt of {prompt['prompt_tokens']:,} "
         f"tokens in {prompt['ttft_ms']:.1f} ms (products {prompt['products_ms']:.1f}, link {prompt['link_ms']:.1f})"
     )
+    if not result["fits"]:
+        console.print(f"  It doesn't fit: {remedy(result)}.")
     for note in result["notes"]:
         console.print(f"  Headrace can't run this yet: {note}")
 
@@ -96,6 +98,14 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("concurrency", f"{result['max_concurrency']:.2f} requests of {result['max_model_len']:,} tokens"),
         ("largest context", f"{result['largest_context']:,} tokens"),
     ]
+
+
+def remedy(result: dict[str, Any]) -> str:
+    """What would make the model fit."""
+    more = "more devices (--tensor-parallel-size), larger ones, or weights of fewer bits (--quantization)"
+    if 0 < result["largest_context"] < result["max_model_len"]:
+        return f"use --max-model-len {result['largest_context']} or less, {more}"
+    return f"use {more}"
 
 
 def gib(num_bytes: int) -> str:

@@ -144,6 +144,7 @@ def test_another_device_can_be_described(plan: Any, tmp_path: Path, capsys: pyte
 def test_what_does_not_fit_is_said(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "llama-3.1-70b", "--device", "h100"]) == 1
     printed = capsys.readouterr().out
+    assert "It doesn't fit: use more devices" in printed
     assert "GiB a device are missing" in printed and "* more than the KV cache holds" in printed
     result = plan("llama-3.1-8b --device arc-b60")
     assert not result["fits"] and 1000 < result["largest_context"] < 131_072
