@@ -96,6 +96,9 @@ def test_rerank_and_embeddings_come_in_batches(tokenizer: Tokenizer) -> None:
         inputs = [[str(s.prompt), *s.documents] for s in draw(tokenizer, *flags, *batches, backend=backend)]
         assert [len(texts) for texts in inputs] == [2, 2, 1]
         assert all(len(tokenizer.encode(text)) == 20 for texts in inputs for text in texts)
+    for flags in (["--dataset-name", "random-rerank"], []):
+        with pytest.raises(ConfigError, match="--backend openai can't take these requests"):
+            draw(tokenizer, *flags, *batches, backend="openai")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -239,7 +242,6 @@ def test_burstgpt_takes_lengths_of_answered_gpt4_requests(tmp_path: Path) -> Non
         (["--dataset-path", "nowhere.json"], "there is no file nowhere.json"),
         (["--random-range-ratio", "1.0"], "must be at least 0 and below 1"),
         (["--random-range-ratio", '{"input": 0.1}'], "neither a number nor"),
-        (["--random-batch-size", "2"], "--random-batch-size is for backends that embed"),
         (["--dataset-name", "sharegpt"], "needs a tokenizer"),
         (["--dataset-name", "random-rerank"], "needs a tokenizer"),
         (["--dataset-name", "custom"], "give --dataset-path"),

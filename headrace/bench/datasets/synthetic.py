@@ -7,12 +7,12 @@ from headrace.bench.datasets import Sample
 from headrace.bench.datasets.writer import Writer
 from headrace.errors import ConfigError
 
+RANK, EMBED = ("vllm-rerank",), ("openai-embeddings", "infinity-embeddings", "vllm-pooling")  # backends
+
 
 def random_prompts(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """Prompts with a common prefix or none, and outputs; lengths vary evenly around those asked for."""
     if arguments.random_batch_size > 1:
-        if not any(kind in (vars(arguments).get("backend") or "") for kind in ("embeddings", "pooling")):
-            raise ConfigError("--random-batch-size is for backends that embed, and for --dataset-name random-rerank.")
         return embeddings(arguments, writer)
     outputs = lengths(writer, arguments.random_output_len, arguments.random_range_ratio[1], arguments.num_prompts)
     prompts = random_items(arguments, writer, arguments.num_prompts)
@@ -23,6 +23,7 @@ def random_prompts(arguments: argparse.Namespace, writer: Writer) -> list[Sample
 
 def embeddings(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """``--num-prompts`` texts to embed, ``--random-batch-size`` of them in a request."""
+    needs_backend(arguments, EMBED)
     samples = []
     for group in groups(random_items(arguments, writer, arguments.num_prompts), arguments.random_batch_size):
         first, *others = (writer.text(items, add_special_tokens=True) for items in group)
@@ -36,6 +37,7 @@ def rerank(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     With ``--no-reranker`` (a model that embeds both) the query has the full length and is one of the inputs.
     """
     joined = not arguments.no_reranker
+    needs_backend(arguments, RANK if joined else EMBED)
     input_len, batch, count = arguments.random_input_len, arguments.random_batch_size, arguments.num_prompts
     if not joined:
         batch, count = batch - 1, count - 1
@@ -80,6 +82,15 @@ def random_items(arguments: argparse.Namespace, writer: Writer, count: int) -> l
     prefix = writer.block(0, arguments.random_prefix_len)
     drawn = lengths(writer, arguments.random_input_len, arguments.random_range_ratio[0], count)
     return [prefix + writer.items(length) for length in drawn]
+
+
+def needs_backend(arguments: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Raise ConfigError if the command sends to another API than one of those; not every command has a choice."""
+    backend = vars(arguments).get("backend")
+    if backend and backend not in names:
+        raise ConfigError(
+            f"--backend {backend} can't take these requests, of inputs without outputs: use {' or '.join(names)}."
+        )
 
 
 def groups(items: list[list[int]], size: int) -> list[list[list[int]]]:
