@@ -37,7 +37,7 @@ def rerank(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     With ``--no-reranker`` (a model that embeds both) the query has the full length and is one of the inputs.
     """
     joined = not arguments.no_reranker
-    needs_backend(arguments, RANK if joined else EMBED)
+    needs_backend(arguments, RANK if joined else RANK + EMBED)
     input_len, batch, count = arguments.random_input_len, arguments.random_batch_size, arguments.num_prompts
     if not joined:
         batch, count = batch - 1, count - 1
