@@ -71,18 +71,19 @@ class Server:
 
     def record(self, during: Callable[[], int]) -> tuple[int, list[str]]:
         """What ``during`` returns, and the files that the server says it wrote meanwhile: vLLM says nothing."""
-        answer = self._post("/start_profile")
-        if answer.status_code == 404:
-            raise ConfigError(
-                f"the server at {self._url} records no profiles: start it with --profiler-config "
-                """'{"profiler": "torch", "torch_profiler_dir": "…"}'."""
-            )
-        check(answer)
-        try:
-            result = during()
-        finally:
-            stopped = self._post("/stop_profile")
-        check(stopped)
+        with self._client:
+            answer = self._post("/start_profile")
+            if answer.status_code == 404:
+                raise ConfigError(
+                    f"the server at {self._url} records no profiles: start it with --profiler-config "
+                    """'{"profiler": "torch", "torch_profiler_dir": "…"}'."""
+                )
+            check(answer)
+            try:
+                result = during()
+            finally:
+                stopped = self._post("/stop_profile")
+            check(stopped)
         with suppress(ValueError, AttributeError):  # no JSON, or no object
             return result, stopped.json().get("files", [])
         return result, []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,5 +114,5 @@ def execute(run: Run, seconds: float | None) -> int:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a command that outlives its tool is not left behind
+            os.killpg(process.pid, signal.SIGTERM if process.poll() is not None else signal.SIGKILL)

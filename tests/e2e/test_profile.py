@@ -1,0 +1,105 @@
+"""``headrace profile`` as a user runs it: of a server, of a command's own engine, and under VizTracer."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from headrace import LLM, SamplingParams
+from headrace.cli.main import main
+from headrace.errors import ProfilerActiveError, ProfilerError
+
+from .server import Server, children, wait_gone
+
+HEADRACE = [sys.executable, "-m", "headrace"]
+ASK = """
+import httpx, time
+time.sleep({delay})
+httpx.post('{url}/v1/completions', json={{'prompt': 'Hi', 'max_tokens': {tokens}, 'ignore_eos': True}}, timeout=60)
+"""
+
+
+def test_a_server_records_while_a_command_runs(tmp_path: Path) -> None:
+    settings = {"profiler": "torch", "torch_profiler_dir": str(tmp_path / "server"), "torch_profiler_with_stack": False}
+    with Server("--max-model-len", "256", "--profiler-config", json.dumps(settings)) as server:
+        command = ["profile", "--url", server.url, "--json", "--out", str(tmp_path / "mine"), "--"]
+        command += [sys.executable, "-c", ASK.format(url=server.url, delay=0, tokens=5)]
+        done = subprocess.run([*HEADRACE, *command], capture_output=True, text=True, check=True)
+        figures = json.loads(done.stdout)
+        assert figures["host_gaps"]["steps"] == 5 and 0 < figures["busy_share"] < 1
+        assert {kernel["kind"] for kernel in figures["kernels"]} >= {"GEMM", "attention"}
+        assert Path(figures["trace"]).parent == tmp_path / "server"
+        assert Path(figures["perfetto"]).read_bytes() == Path(figures["trace"]).read_bytes()
+        assert httpx.post(f"{server.url}/start_profile").status_code == 200
+        conflict = httpx.post(f"{server.url}/start_profile")
+        assert conflict.status_code == 409 and "recorded already" in conflict.json()["error"]["message"]
+        (again,) = httpx.post(f"{server.url}/stop_profile").json()["files"]
+        assert again != figures["trace"] and Path(again).exists()
+        with subprocess.Popen([sys.executable, "-c", ASK.format(url=server.url, delay=2, tokens=60)]):
+            words = ["profile", "--url", server.url, "--num-steps", "8", "--out", str(tmp_path / "mine")]
+            done = subprocess.run([*HEADRACE, *words], capture_output=True, text=True, check=True)
+        assert "Recording 8 steps" in done.stderr and "waiting for the host between two" in done.stdout
+        # With a profile under way, a signal still ends the server.
+        assert httpx.post(f"{server.url}/start_profile").status_code == 200
+
+
+def test_a_server_without_a_profiler_has_no_such_routes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Server("--max-model-len", "256") as server:
+        assert httpx.post(f"{server.url}/stop_profile").status_code == 404
+        assert main(["profile", "--url", server.url, "--", "true"]) == 2
+    assert "start it with --profiler-config" in capsys.readouterr().err
+
+
+def test_a_commands_own_engine_records(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["profile", "--json", "--out", str(tmp_path), "--skip-steps", "3", "--num-steps", "4", "--"]
+    assert main([*words, "headrace", "generate", "--prompt", "Hi", "--max-tokens", "12", "--temperature", "0"]) == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert figures["host_gaps"]["steps"] == 4
+    assert main(["profile", "--out", str(tmp_path), "--", sys.executable, "-c", "pass"]) == 1
+    assert "the command recorded nothing" in capfd.readouterr().err
+    assert main(["profile", "--out", str(tmp_path), "--", "headrace", "generate", "--no-such-flag"]) == 2
+
+
+def test_an_llm_records_between_two_calls(tmp_path: Path) -> None:
+    llm = LLM(max_model_len=256, profiler_config={"profiler": "torch", "torch_profiler_dir": str(tmp_path)})
+    llm.start_profile()
+    with pytest.raises(ProfilerActiveError):
+        llm.start_profile()
+    llm.generate("Hi", SamplingParams(max_tokens=3, temperature=0), use_tqdm=False)
+    (path,) = llm.stop_profile()
+    events = json.loads(gzip.decompress(Path(path).read_bytes()))["traceEvents"]
+    assert len([event for event in events if event["name"].startswith("headrace: step")]) == 3
+    llm.shutdown()
+    with pytest.raises(ProfilerError, match="No profiler is configured"):
+        LLM(max_model_len=256).start_profile()
+
+
+@pytest.mark.slow
+def test_viztracer_sees_the_server_and_its_engine(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [*HEADRACE, "profile", "--tool", "viztracer", "--out", str(out), "--"]
+    words += ["headrace", "serve", "--port", "0", "--host", "127.0.0.1", "--max-model-len", "256"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert any("Application startup complete." in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0 and "open it in ui.perfetto.dev" in said
+    events = msgspec.json.decode(gzip.decompress((out / "viztracer.json.gz").read_bytes()))["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    calls: dict[str, set[str]] = defaultdict(set)
+    for event in events:
+        if event["ph"] == "X":
+            calls[names[event["pid"]]].add(event["name"].partition(" ")[0])
+    assert set(calls) == {"MainProcess", "headrace.engine.process"}
+    assert "run_server" in calls["MainProcess"] and "build_engine" in calls["headrace.engine.process"]
+    assert all(not children(pid) for pid in names)
+    for pid in names:
+        wait_gone(pid)
