@@ -5,6 +5,7 @@ ranks start together, and the time of all of them is that of the slowest.
 """
 
 import statistics
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from headrace.bench.datasets import Sample
 from headrace.bench.ranks import Ranks
 from headrace.bench.spread import percentiles, spread
 from headrace.config import profiler_settings
+from headrace.device import pick_device
 from headrace.errors import ConfigError
 from headrace.frontend.door import Prompt
 from headrace.frontend.llm import LLM, Messages
@@ -39,13 +41,17 @@ class Run:
     num_requests: int
     prompt_tokens: int
     computed: list[int]  # prompt tokens of each sequence that the prefix cache did not have
-    outputs: list[int]  # tokens of each sequence
+    outputs: list[int]  # tokens of each sequence; the first comes out of the prompt
     context: float  # tokens in the cache before an output token, on average
     steps: float  # that the engine took, about
 
     @property
     def output_tokens(self) -> int:
         return sum(self.outputs)
+
+    @property
+    def decoded(self) -> int:
+        return self.output_tokens - len(self.outputs)
 
     def utilization(self, info: EngineInfo, ceilings: limits.Ceilings, seconds: float) -> limits.Utilization:
         return limits.utilization(
@@ -54,14 +60,14 @@ class Run:
             seconds=seconds,
             steps=self.steps,
             prompts=self.computed,
-            output_tokens=self.output_tokens,
+            output_tokens=self.decoded,
             context=self.context,
         )
 
     def least_seconds(self, info: EngineInfo, ceilings: limits.Ceilings) -> float:
         """That the device would have needed, had all sequences run at once."""
         prefill = sum(ceilings.prefill_step(info, length).products for length in self.computed)
-        steps = self.output_tokens / len(self.outputs)
+        steps = self.decoded / len(self.outputs)
         return prefill + steps * ceilings.decode_seconds(info, len(self.outputs), self.context)
 
 
@@ -89,14 +95,18 @@ def latency(
         return elapsed, begun - min(metrics.queued_ts for metrics in times), decoding / max(output_len - 1, 1)
 
     measured = [one(seed) for seed in range(repeats.warmup + repeats.measured)][repeats.warmup :]
-    files = profiled(llm, lambda: one(0))
-    latencies, first, steps = np.array(ranks.gather(measured)).max(axis=0).T.tolist()
+    files = profiled(llm, lambda: one(sum(repeats)))
+    every = np.array(ranks.gather(measured))  # ranks × repeats × the three times
+    latencies, first, steps = every.max(axis=0).T.tolist()
     result: dict[str, Any] = {
         "avg_latency": statistics.mean(latencies),
         "latencies": latencies,
         "percentiles": percentiles(latencies),
     }
-    info, ceilings, rows = llm.info, limits.measure(llm.info.dtype), share * sampling.n
+    if ranks.size > 1:
+        means = every.mean(axis=1)[:, 0].tolist()
+        result["ranks"] = [{"rank": rank, "avg_latency": mean} for rank, mean in enumerate(means)]
+    info, ceilings, rows = llm.info, ceilings_of(llm), share * sampling.n
     prefill = ceilings.prefill_step(info, input_len)
     used = limits.utilization(info, ceilings, seconds=statistics.median(first), steps=1, prompts=[input_len] * rows)
     result["ttft"] = spread(first) | {"limit": max(prefill.weights, rows * prefill.products)} | used._asdict()
@@ -124,9 +134,9 @@ def throughput(
     for _ in range(repeats.measured):
         llm.reset_prefix_cache()
         ranks.meet()
-        runs.append(one_run(llm, own, sampling))
+        runs.append(one_run(llm, own, sampling, show=ranks.rank == 0 and sys.stderr.isatty()))
     files = profiled(llm, lambda: send(llm, own, sampling))
-    info, ceilings = llm.info, limits.measure(llm.info.dtype)
+    info, ceilings = llm.info, ceilings_of(llm)
     repeated = list(zip(*ranks.gather(runs), strict=True))
     times = [max(run.seconds for run in each) for each in repeated]
     seconds, chosen = sorted(zip(times, repeated, strict=True), key=lambda pair: pair[0])[len(times) // 2]
@@ -158,9 +168,9 @@ def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: lim
     } | limits.Utilization(*used)._asdict()
 
 
-def one_run(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams) -> Run:
+def one_run(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams, show: bool) -> Run:
     started = time.perf_counter()
-    done = send(llm, samples, sampling)
+    done = send(llm, samples, sampling, show)
     seconds = time.perf_counter() - started
     lengths = [
         (len(output.prompt_token_ids), output.num_cached_tokens or 0, len(sequence.token_ids))
@@ -181,19 +191,22 @@ def one_run(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams) -> Ru
     )
 
 
-def send(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams) -> list[RequestOutput]:
-    """Complete all samples, those without a conversation at once, the others turn after turn of all conversations."""
+def send(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams, show: bool = False) -> list[RequestOutput]:
+    """Complete all samples, those without a conversation at once, the others turn after turn of all conversations.
+
+    ``show``: with bars of progress on stderr.
+    """
     histories: dict[int, list[dict[str, Any]]] = defaultdict(list)
     outputs = []
     for turn in turns(samples):
         params = [sampling.clone(max_tokens=sample.output_len) for sample in turn]
         if turn[0].conversation is None:
-            outputs += llm.generate([cast(Prompt, sample.prompt) for sample in turn], params, use_tqdm=False)
+            outputs += llm.generate([cast(Prompt, sample.prompt) for sample in turn], params, use_tqdm=show)
             continue
         conversations = [histories[cast(int, sample.conversation)] for sample in turn]
         for messages, sample in zip(conversations, turn, strict=True):
             messages += cast(Messages, sample.prompt)
-        answers = llm.chat(conversations, params, use_tqdm=False)
+        answers = llm.chat(conversations, params, use_tqdm=show)
         for messages, answer in zip(conversations, answers, strict=True):
             messages.append({"role": "assistant", "content": answer.outputs[0].text})
         outputs += answers
@@ -224,6 +237,10 @@ def profiled(llm: LLM, run: Callable[[], object]) -> list[str]:
 def check_length(llm: LLM, length: int) -> None:
     if length > (limit := llm.info.max_model_len):
         raise ConfigError(f"prompt and output together have up to {length} tokens, more than --max-model-len {limit}.")
+
+
+def ceilings_of(llm: LLM) -> limits.Ceilings:
+    return limits.measure(llm.info.dtype, pick_device(llm.config.model.device))
 
 
 def facts(llm: LLM, ceilings: limits.Ceilings, profile: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from headrace.bench.datasets import Sample
+from headrace.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def joined() -> Iterator[Ranks]:
     Must come before anything uses a GPU. Variables: docs.pytorch.org/docs/stable/elastic/run.html.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if size == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -56,7 +57,13 @@ def joined() -> Iterator[Ranks]:
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[local % len(visible)] or str(local)
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    try:
+        torch.distributed.init_process_group("gloo")
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"RANK and WORLD_SIZE are set, but the processes can't meet ({reason}): use torchrun."
+        ) from None
     try:
         yield Ranks(torch.distributed.get_rank(), size)
     finally:

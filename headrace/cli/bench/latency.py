@@ -42,4 +42,5 @@ def describe(result: dict[str, Any]) -> list[str]:
             median, least, most, limit = (1000 * times[part] for part in ("median", "min", "max", "limit"))
             reached = f"limit {limit:.2f} ms, {100 * limit / median:.0f}% of it reached"
             lines.append(f"{name}: {median:.2f} ms ({least:.2f} to {most:.2f}); {reached}; {used(times)}")
+    lines += [f"Rank {each['rank']}: avg latency {each['avg_latency']} seconds" for each in result.get("ranks", [])]
     return lines + last_lines(result)
