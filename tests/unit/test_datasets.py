@@ -185,7 +185,11 @@ def test_conversations_are_made_up_from_flags_or_distributions(tmp_path: Path, t
         },
         "prompt_output": {"num_tokens": {"distribution": "zipf", "alpha": 1.5, "max": 9}},
     }
-    made = draw(tokenizer, *flags[:2], "--dataset-path", file(tmp_path / "spec.json", spec))
+    path = file(tmp_path / "spec.json", spec)
+    made = draw(tokenizer, *flags[:2], "--dataset-path", path)
+    assert {s.output_len for s in draw(tokenizer, *flags[:2], "--dataset-path", path, "--output-len", "7")} == {7}
+    with pytest.raises(ConfigError, match="--multi-turn-input-len is for conversations without a file"):
+        draw(tokenizer, *flags[:2], "--dataset-path", path, "--input-len", "7")
     assert {sample.conversation for sample in made} == set(range(40))
     assert set(Counter(sample.conversation for sample in made).values()) == {2, 3}
     assert {sample.output_len for sample in made} <= set(range(1, 10))

@@ -18,7 +18,7 @@ from headrace.errors import ConfigError
 from headrace.frontend.tokenizer import Tokenizer
 
 GENERATED = "generate_conversations"
-OUTPUT_LEN = 128
+NUM_TURNS, INPUT_LEN, OUTPUT_LEN = 4, 128, 128
 MEDIAN_RATIO = 0.85  # of a lognormal distribution's median to its average, if nothing else is said
 
 
@@ -27,12 +27,18 @@ def multi_turn(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     tokenizer, path = needs_tokenizer(arguments, writer), arguments.dataset_path
     if path is None:
         return list(islice(made_up(from_flags(arguments), writer, tokenizer), arguments.num_prompts))
-    content = read_json(path)
+    for name in ("num_turns", "input_len", "prefix_len"):
+        if vars(arguments)[f"multi_turn_{name}"] is not None:
+            raise ConfigError(
+                f"--multi-turn-{name.replace('_', '-')} is for conversations without a file: leave one out."
+            )
+    content, output_len = read_json(path), arguments.multi_turn_output_len
     try:
         if isinstance(content, dict) and content["filetype"] == GENERATED:
-            turns = made_up(content, writer, tokenizer, path)
+            given = {"prompt_output": {"num_tokens": always(output_len)}} if output_len else {}
+            turns = made_up(content | given, writer, tokenizer, path)
         else:
-            turns = recorded(list(shuffled(arguments, writer, content)), tokenizer, arguments.multi_turn_output_len)
+            turns = recorded(list(shuffled(arguments, writer, content)), tokenizer, output_len)
         samples = list(islice(turns, arguments.num_prompts))
     except ConfigError:
         raise
@@ -85,19 +91,20 @@ def made_up(spec: dict[str, Any], writer: Writer, tokenizer: Tokenizer, path: Pa
 
 
 def from_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    def always(value: int) -> dict[str, Any]:
-        return {"distribution": "constant", "value": value}
-
     inputs = {
-        "num_turns": always(2 * arguments.multi_turn_num_turns),
-        "common_prefix_num_tokens": always(arguments.multi_turn_prefix_len),
+        "num_turns": always(2 * (arguments.multi_turn_num_turns or NUM_TURNS)),
+        "common_prefix_num_tokens": always(arguments.multi_turn_prefix_len or 0),
         "prefix_num_tokens": always(0),
-        "num_tokens": always(arguments.multi_turn_input_len),
+        "num_tokens": always(arguments.multi_turn_input_len or INPUT_LEN),
     }
     return {
         "prompt_input": inputs,
         "prompt_output": {"num_tokens": always(arguments.multi_turn_output_len or OUTPUT_LEN)},
     }
+
+
+def always(value: int) -> dict[str, Any]:
+    return {"distribution": "constant", "value": value}
 
 
 def passages(
