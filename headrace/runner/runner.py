@@ -18,10 +18,12 @@ from headrace.device import GIB, to_device
 from headrace.models import loader, source
 from headrace.models.cost import step_cost
 from headrace.models.decoder import Decoder
+from headrace.models.packaged import cache_root
 from headrace.models.quantized import method_for
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
 from headrace.models.spec import Spec
+from headrace.ops import tuned
 from headrace.ops.jit import compiling
 from headrace.runner import memory
 from headrace.runner.batch import Batch, pack, sampled_places, unpack
@@ -34,7 +36,14 @@ from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLo
 
 logger = logging.getLogger(__name__)
 
-KINDS_OF_STEPS = ((1, False), (2, False), (20, False), (64, False), (256, True))  # tokens, some rows prefill
+KINDS_OF_STEPS = (
+    (1, False),
+    (2, False),
+    (16, False),
+    (32, False),
+    (64, False),
+    (256, True),
+)  # tokens, some rows prefill
 PROMPT_LOGITS_AT_ONCE = 256  # positions whose whole-vocabulary logits are held at a time for prompt_logprobs
 
 
@@ -58,6 +67,7 @@ class Runner:
         self.config = config
         self.ledger = Ledger()
         self.device = devices.pick_device(config.model.device)
+        tuned.use(self.device, cache_root())
         hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
         generation = source.generation_config(files, config.model.generation_config)
         self.facts: Facts = settle(config, hf_config, generation, self.device)
