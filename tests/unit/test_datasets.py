@@ -246,6 +246,7 @@ def test_burstgpt_takes_lengths_of_answered_gpt4_requests(tmp_path: Path) -> Non
         (["--dataset-path", "nowhere.json"], "there is no file nowhere.json"),
         (["--random-range-ratio", "1.0"], "must be at least 0 and below 1"),
         (["--random-range-ratio", '{"input": 0.1}'], "neither a number nor"),
+        (["--dataset-name", "random", "--dataset-path", "BAD"], "random reads no file"),
         (["--dataset-name", "sharegpt"], "needs a tokenizer"),
         (["--dataset-name", "random-rerank"], "needs a tokenizer"),
         (["--dataset-name", "custom"], "give --dataset-path"),

@@ -29,6 +29,7 @@ ELSEWHERE = {  # datasets of vLLM's, and what they need that these benchmarks ha
     "custom_mm": "images",
     "custom_audio": "audio",
 }
+WITHOUT_FILE = ("random", "random-embeddings", "random-rerank", "prefix_repetition")
 LENGTHS = ("input_len", "output_len", "prefix_len")
 
 
@@ -78,9 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settled(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The same with a dataset, and with the general lengths in place of its own. Raises ConfigError if it has none."""
+    """The same with a dataset, and the general lengths in place of its own; ConfigError if one does not fit it."""
     values = dict(vars(arguments))
     values["dataset_name"] = name = arguments.dataset_name or ("sharegpt" if arguments.dataset_path else "random")
+    if arguments.dataset_path and name in WITHOUT_FILE:
+        raise ConfigError(f"--dataset-name {name} reads no file: leave out --dataset-path, or name another dataset.")
     for length in LENGTHS:
         if values[length] is None:
             continue
