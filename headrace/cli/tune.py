@@ -22,7 +22,7 @@ def add_arguments(parser: FlagParser) -> None:
         nargs="*",
         default=[""],
         metavar="MODEL",
-        help="Models, as serve takes them, or names of shapes, such as llama-3.1-8b; the packaged one if there is none.",
+        help="Models, as serve takes them, or shapes, such as llama-3.1-8b; the packaged model if there is none.",
     )
     parser.add_argument(
         "--rows",
