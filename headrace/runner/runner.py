@@ -36,14 +36,7 @@ from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLo
 
 logger = logging.getLogger(__name__)
 
-KINDS_OF_STEPS = (
-    (1, False),
-    (2, False),
-    (16, False),
-    (32, False),
-    (64, False),
-    (256, True),
-)  # tokens, some rows prefill
+KINDS_OF_STEPS = *((size, False) for size in (1, 2, 16, 32, 64)), (256, True)  # tokens, some rows prefill
 PROMPT_LOGITS_AT_ONCE = 256  # positions whose whole-vocabulary logits are held at a time for prompt_logprobs
 
 
