@@ -33,6 +33,11 @@ class Target:
     timeout: float
     insecure: bool = False
 
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{self.url!r} is no http:// or https:// address.")
+
     @property
     def api(self) -> Api:
         return APIS[self.backend]
@@ -135,10 +140,9 @@ class Client:
     def __init__(self, target: Target):
         self._target = target
         parts = urlsplit(target.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{target.url!r} is no http:// or https:// address.")
-        self._host, self._tls = parts.hostname, None
+        self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
             self._tls = ssl.create_default_context()
             if target.insecure:

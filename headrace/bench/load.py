@@ -12,7 +12,7 @@ import struct
 import sys
 from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
-from time import perf_counter  # CLOCK_MONOTONIC: the same clock in all processes of one machine
+from time import perf_counter, process_time  # the first is the same clock in all processes of one machine
 from typing import Any
 
 import msgspec
@@ -89,7 +89,10 @@ class Tally(msgspec.Struct, kw_only=True, tag="tally"):
 
 
 class Outcomes(msgspec.Struct, tag="outcomes"):
+    """The end of a share. ``busy``: the part of the time that the process computed; near 1 it delayed what it timed."""
+
     outcomes: list[Outcome]
+    busy: float
 
 
 class Load:
@@ -119,17 +122,17 @@ class Load:
 
     async def _converse(self, turns: list[Request], start: float) -> None:
         """One request, or the turns of a conversation: each with what was said before, and none after a failure."""
-        said: Body | None = None
-        for number, turn in enumerate(turns):
-            due = start + turn.at if said is None else max(start + turn.at, perf_counter())
+        past: tuple[Body, str] | None = None  # the turn before, and its reply
+        for number, turn in enumerate(turns, 1):
+            due = start + turn.at if past is None else max(start + turn.at, perf_counter())
             await sleep_until(due)
-            body = turn.body if said is None else joined(said, turn.body)
+            body = turn.body if past is None else continued(*past, turn.body)
             outcome = await self._send(turn, body, due)
             if outcome.error:
-                for unsent in turns[number + 1 :]:
+                for unsent in turns[number:]:
                     self._end(outcome_of(unsent, Reply(), outcome.end, 0.0, outcome.end, NO_TURN), Reply())
                 return
-            said = answered(body, outcome.text)
+            past = body, outcome.text
 
     async def _send(self, request: Request, body: Body, due: float) -> Outcome:
         late, reply, error = perf_counter() - due, Reply(), INTERRUPTED
@@ -163,16 +166,11 @@ def chains(requests: list[Request]) -> list[list[Request]]:
     return sorted(found.values(), key=lambda turns: turns[0].at)
 
 
-def joined(said: Body, body: Body) -> Body:
-    """A turn's body with what was said before in front: messages of chat, or text."""
+def continued(body: Body, reply: str, following: Body) -> Body:
+    """The body of a following turn, with all that was said before in front: messages of chat, or text."""
     (key,) = CONTENT & body.keys()
-    return body | {key: said[key] + body[key]}
-
-
-def answered(body: Body, text: str) -> Body:
-    (key,) = CONTENT & body.keys()
-    answer = text if isinstance(body[key], str) else [{"role": "assistant", "content": text}]
-    return {key: body[key] + answer}
+    said = reply if isinstance(body[key], str) else [{"role": "assistant", "content": reply}]
+    return following | {key: body[key] + said + following[key]}
 
 
 def outcome_of(request: Request, reply: Reply, due: float, late: float, start: float, error: str) -> Outcome:
@@ -225,7 +223,7 @@ async def child() -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(NO_CYCLES)
-        work = asyncio.create_task(load.run(begin))
+        work, began, computed = asyncio.create_task(load.run(begin)), perf_counter(), process_time()
         stop = asyncio.create_task(stdin.read(1))
         while not work.done():
             await asyncio.wait({work, stop}, timeout=TALLY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -236,7 +234,7 @@ async def child() -> None:
         stop.cancel()
         if not work.cancelled():
             work.result()
-    tell(Outcomes(load.outcomes))
+    tell(Outcomes(load.outcomes, (process_time() - computed) / (perf_counter() - began)))
 
 
 def tell(message: object) -> None:

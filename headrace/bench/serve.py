@@ -86,12 +86,16 @@ class Plan:
 
 @dataclass
 class Run:
-    """What became of a plan. ``begin`` is a moment by ``perf_counter``, as those of the outcomes are."""
+    """What became of a plan. ``begin`` is a moment by ``perf_counter``, as those of the outcomes are.
+
+    ``busy``: the part of the time that the busiest of the client ``processes`` computed.
+    """
 
     outcomes: list[Outcome]
     begin: float
     interrupted: bool
     processes: int
+    busy: float
 
     @property
     def duration(self) -> float:
@@ -107,6 +111,7 @@ class Child:
     share: Share
     tally: Tally = field(default_factory=Tally)
     outcomes: list[Outcome] | None = None
+    busy: float = 0.0
 
     @classmethod
     async def start(cls, share: Share) -> "Child":
@@ -139,7 +144,7 @@ class Child:
         if isinstance(message, Tally):
             self.tally = message
         else:
-            self.outcomes = message.outcomes
+            self.outcomes, self.busy = message.outcomes, message.busy
         return True
 
     async def follow(self, begin: float) -> list[Outcome]:
@@ -191,7 +196,7 @@ async def drive(plan: Plan) -> Run:
                 child.process.kill()
                 await child.process.wait()
     outcomes = sorted((outcome for part in parts for outcome in part), key=lambda outcome: outcome.index)
-    return Run(outcomes, begin, interrupted.is_set(), len(children))
+    return Run(outcomes, begin, interrupted.is_set(), len(children), max(child.busy for child in children))
 
 
 def interrupt(children: Iterable[Child], interrupted: asyncio.Event) -> None:
@@ -263,35 +268,40 @@ async def try_out(target: Target, requests: list[Request]) -> list[str]:
     return [str(result) for result in results if result is not None]
 
 
+@dataclass(frozen=True)
 class Server:
-    """What a server tells about itself, beside the requests measured."""
+    """What a server tells about itself, beside the requests measured. ``base``: its address without a route."""
 
-    def __init__(self, base: str, headers: dict[str, str], insecure: bool):
-        self._http = httpx.Client(base_url=base, headers=headers, verify=not insecure, timeout=ASK_SECONDS)
+    base: str
+    headers: dict[str, str]
+    insecure: bool = False
 
     def first_model(self) -> tuple[str, str]:
         """The first model served: its name, and where its files are. Raises HeadraceError if there is none."""
         try:
-            card = self._http.get("/v1/models").raise_for_status().json()["data"][0]
+            card = self._ask("GET", "/v1/models").raise_for_status().json()["data"][0]
             return card["id"], card.get("root") or card["id"]
-        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise HeadraceError(f"{self._http.base_url} names no model ({error}): add --model.") from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+            raise HeadraceError(f"{self.base} names no model ({error}): add --model.") from None
 
     def metrics(self) -> str | None:
         """The text of /metrics, if the server has it."""
         try:
-            response = self._http.get("/metrics")
+            response = self._ask("GET", "/metrics")
         except httpx.HTTPError:
             return None
         return response.text if response.is_success else None
 
     def profile(self, action: str) -> None:
-        """POST /start_profile or /stop_profile. Raises HeadraceError if the server doesn't."""
+        """POST /start_profile or /stop_profile. Raises HeadraceError if the server doesn't take it."""
         try:
-            response = self._http.post(f"/{action}_profile", timeout=PROFILE_SECONDS)
+            response = self._ask("POST", f"/{action}_profile", PROFILE_SECONDS)
         except httpx.HTTPError as error:
-            raise HeadraceError(f"/{action}_profile did not answer: {error}.") from None
+            raise HeadraceError(f"/{action}_profile was not answered: {error}.") from None
         if not response.is_success:
             raise HeadraceError(
                 f"the server answered {response.status_code} to /{action}_profile: start it with --profiler-config."
             )
+
+    def _ask(self, method: str, path: str, timeout: float = ASK_SECONDS) -> httpx.Response:
+        return httpx.request(method, self.base + path, headers=self.headers, verify=not self.insecure, timeout=timeout)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 SIGINT_EXIT = 130
+BUSY = 0.9  # of its time; a client process beyond that delays what it times
 ANY_VOCABULARY = 256  # token ids that every model has
 
 
@@ -156,6 +157,7 @@ def beyond(arguments: argparse.Namespace, plan: "Plan", done: "Run", **detailed:
 
     result: dict[str, Any] = {
         "num_client_processes": done.processes,
+        "client_busy": done.busy,
         "unsent": len(plan.requests) - len(done.outcomes),
         "interrupted": done.interrupted,
         "failures": dict(Counter(outcome.error for outcome in done.outcomes if outcome.error)),
@@ -174,6 +176,11 @@ def print_result(arguments: argparse.Namespace, plan: "Plan", done: "Run", resul
         lines += measures.schedule_lines(result["schedule"], percentiles, pooling)
     if done.processes > 1:
         lines.append(f"Sent by {done.processes} client processes.")
+    if done.busy > BUSY:
+        lines.append(
+            f"A client process computed {100 * done.busy:.0f}% of the time, so latencies hold delays of its own: "
+            "take more --num-client-processes."
+        )
     if done.interrupted:
         lines.append(f"Interrupted: {result['unsent']} requests were not sent.")
     if result["failed"]:
