@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"the command recorded nothing: its engine made at most {given.skip_steps} steps (--skip-steps), or it "
                 "runs none through headrace's command line (a server that is elsewhere is profiled with --url)."
             )
-        path = traces[0]
+        path = first_of(traces)
     else:
         raise ConfigError("name a TRACE, a server (--url) or a command (after --); `headrace profile --help` says how.")
     return show(given, path, code)
@@ -108,7 +108,7 @@ def record_server(given: argparse.Namespace, directory: Path) -> tuple[Path, int
         raise HeadraceError(
             f"the server wrote {found[0]} on its own host: copy it here and run `headrace profile {found[0].name}`."
         )
-    return found[0], code
+    return first_of(found), code
 
 
 def run_tool(given: argparse.Namespace) -> int:
@@ -119,11 +119,11 @@ def run_tool(given: argparse.Namespace) -> int:
     out = Path(given.out or DEFAULT_DIRECTORY)
     run = tools.under(given.tool, given.command, out, given.skip_steps, given.num_steps)
     note(f"Running {run}\nCtrl-C ends it, and lets {given.tool} write {run.output}, which may take a while.")
-    code = tools.execute(run, given.seconds)
-    if not run.output.exists():
+    code, files = tools.execute(run, given.seconds)
+    if not files:
         raise HeadraceError(f"{given.tool} ended with code {code} and left no {run.output}.")
     if given.tool == "nsys":
-        return show(given, run.output, code)
+        return show(given, first_of(files), code)
     viewer = "speedscope.app" if given.tool == "py-spy" else "ui.perfetto.dev, or with vizviewer"
     note(f"Wrote {run.output}: open it in {viewer}.")
     return code
@@ -159,6 +159,13 @@ def for_perfetto(given: argparse.Namespace, path: Path, trace: "Trace") -> Path 
         return write_perfetto(path, trace, out)
     except OSError as error:
         raise ConfigError(f"--out {out} can't be written to: {error.strerror}.") from None
+
+
+def first_of(traces: list[Path]) -> Path:
+    """The first of several, naming the others: each rank, or capture, writes its own."""
+    if len(traces) > 1:
+        note(f"The figures are of {traces[0]}; there are also {', '.join(map(str, traces[1:]))}.")
+    return traces[0]
 
 
 def note(text: str) -> None:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progress], None]) -> Engine:
     """Load the model and size everything. Raises ``ConfigError`` if the options can't be met."""
+    settings = profiler_settings(config.profiling.profiler_config)
+    profiler = Profiler(settings, devices.pick_device(config.model.device)) if settings else None
     runner = Runner(config, files, on_progress)
     facts, layout = runner.facts, runner.layout
     max_model_len = _fitting_length(runner)
@@ -57,12 +59,13 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
     logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)
-    settings = profiler_settings(config.profiling.profiler_config)
-    profiler = Profiler(settings, runner.device) if settings else None
     gc.collect()
     gc.freeze()  # what start-up made stays: later collections, in the middle of steps, need not look through it
     atexit.register(gc.unfreeze)  # or libraries would report it as leaked
-    return Engine(scheduler, runner, info, config.model.seed, profiler)
+    engine = Engine(scheduler, runner, info, config.model.seed, profiler)
+    if settings and settings.autostart:
+        engine.profile(start=True)
+    return engine
 
 
 def _blocks(runner: Runner, num_tokens: int) -> int:

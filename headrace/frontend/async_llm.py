@@ -258,7 +258,7 @@ class AsyncLLM:
                 for message in await self._engine.receive():  # all before any stream writes: a late one writes once
                     if isinstance(message, Outputs):
                         await self._take(message)
-                    elif isinstance(message, Profiled) and self._profiled is not None:
+                    elif isinstance(message, Profiled) and self._profiled is not None and not self._profiled.done():
                         self._profiled.set_result(message)
         except EngineDeadError as error:
             self._die(str(error))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,12 +89,14 @@ def viztracer(words: list[str], output: Path) -> Run:
     return Run([sys.executable, "-m", "viztracer", "--quiet", "-o", str(output), *flags, *target], output)
 
 
-def execute(run: Run, seconds: float | None) -> int:
-    """Run it until its end, ours (SIGINT, SIGTERM) or ``seconds``; its exit code. It may take long to write its file.
+def execute(run: Run, seconds: float | None) -> tuple[int, list[Path]]:
+    """Run it until its end, ours (SIGINT, SIGTERM) or ``seconds``; its exit code, and what it wrote.
 
-    All of the tool's processes are one group, which gets a SIGINT as from a terminal; a second one of ours kills it.
+    All of the tool's processes are one group, which gets a SIGINT as from a terminal, and time to write; a second one of
+    ours kills it. nsys writes several files, ``nsys.1.nsys-rep`` and so on, if it looked several times.
     """
     run.output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
     process = subprocess.Popen(run.words, env=os.environ | run.environment, start_new_session=True)
     asked = threading.Event()
 
@@ -108,7 +111,9 @@ def execute(run: Run, seconds: float | None) -> int:
         timer.start()
     try:
         code = process.wait()
-        return 0 if asked.is_set() and run.output.exists() else code
+        name, dot, suffixes = run.output.name.partition(".")
+        found = [path for path in run.output.parent.glob(f"{name}*{dot}{suffixes}") if path.stat().st_mtime >= started]
+        return 0 if asked.is_set() and found else code, sorted(found)
     finally:
         if timer:
             timer.cancel()

@@ -39,8 +39,6 @@ class Profiler:
         self._trace: profile | None = None
         self._files: list[str] = []  # of the last recording
         atexit.register(self._end)  # a recording that nobody stopped ends with the process
-        if settings.autostart:
-            self.start()
 
     @property
     def active(self) -> bool:
