@@ -102,6 +102,8 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def remedy(result: dict[str, Any]) -> str:
     """What would make the model fit."""
+    if result["device"]["type"] == "cpu" and result["largest_context"]:
+        return f"use --max-model-len {result['largest_context']} or less, or give the cache more with --cpu-kv-cache-gb"
     more = "more devices (--tensor-parallel-size), larger ones, or weights of fewer bits (--quantization)"
     if 0 < result["largest_context"] < result["max_model_len"]:
         return f"use --max-model-len {result['largest_context']} or less, {more}"
