@@ -3,6 +3,7 @@
 Knows the flags of Nsight Systems, VizTracer and py-spy; reads none of what they write.
 """
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -47,20 +48,23 @@ class Run:
 def under(tool: str, command: Sequence[str], directory: Path, skipped: int, steps: int | None) -> Run:
     """``command`` under ``tool``. Raises ConfigError if that isn't installed.
 
-    ``steps``: nsys looks only at so many, after the ``skipped`` first; else from /start_profile to /stop_profile where
-    the command has a --profiler-config, or all the time.
+    ``steps``: nsys looks only at so many, after the ``skipped`` first.
     """
-    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-    if program is None:
-        raise ConfigError(f"--tool {tool} needs {tool}, which isn't installed here. {TOOLS[tool]}")
     words = own_words(command)
-    if tool == "viztracer":
+    if tool == "viztracer" and importlib.util.find_spec("viztracer"):
         return viztracer(words, directory / "viztracer.json.gz")
-    if tool == "py-spy":
-        output = directory / "py-spy.speedscope.json"
-        flags = ["--subprocesses", "--format", "speedscope", "--output", str(output)]
-        return Run([program, "record", *flags, "--", *words], output)
-    output = directory / "nsys.nsys-rep"
+    program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+    if tool == "viztracer" or program is None:
+        raise ConfigError(f"--tool {tool} needs {tool}, which isn't installed here. {TOOLS[tool]}")
+    if tool == "nsys":
+        return nsys(program, words, directory / "nsys.nsys-rep", skipped, steps)
+    output = directory / "py-spy.speedscope.json"
+    flags = ["--subprocesses", "--format", "speedscope", "--output", str(output)]
+    return Run([program, "record", *flags, "--", *words], output)
+
+
+def nsys(program: str, words: list[str], output: Path, skipped: int, steps: int | None) -> Run:
+    """It looks at so many steps; else, where the command has a --profiler-config, when that says so; else always."""
     flags = [*NSYS_FLAGS, "--force-overwrite=true", f"--output={output.with_suffix('')}"]
     environment = {}
     if steps is not None:
@@ -73,27 +77,21 @@ def under(tool: str, command: Sequence[str], directory: Path, skipped: int, step
 
 
 def viztracer(words: list[str], output: Path) -> Run:
-    """VizTracer runs scripts and modules, not interpreters; of our command line it also sees the engine's process."""
+    """VizTracer runs modules and scripts, not interpreters; of our command line, the engine's process too."""
     flags = ["--min_duration", SHORTEST_CALL, "--tracer_entries", str(BUFFER_ENTRIES)]
-    target = words
     if Path(words[0]).name.startswith("python"):
-        target = words[1:]
-        if target[:2] == ["-m", "headrace"]:
-            target = ["-m", "headrace.cli.traced", "--", *target[2:]]
-        elif target[:1] == ["-m"]:
-            target = [*target[:2], "--", *target[2:]]
-        else:
-            target = ["--", *target]
-    else:
-        target = ["--", *target]
+        words = words[1:]
+    if words[:2] == ["-m", "headrace"]:
+        words = ["-m", "headrace.cli.traced", *words[2:]]
+    target = [*words[:2], "--", *words[2:]] if words[:1] == ["-m"] else ["--", *words]
     return Run([sys.executable, "-m", "viztracer", "--quiet", "-o", str(output), *flags, *target], output)
 
 
 def execute(run: Run, seconds: float | None) -> tuple[int, list[Path]]:
     """Run it until its end, ours (SIGINT, SIGTERM) or ``seconds``; its exit code, and what it wrote.
 
-    All of the tool's processes are one group, which gets a SIGINT as from a terminal, and time to write; a second one of
-    ours kills it. nsys writes several files, ``nsys.1.nsys-rep`` and so on, if it looked several times.
+    All of the tool's processes are one group, which gets a SIGINT as from a terminal, and time to write; a second one
+    of ours kills it. nsys writes several files, ``nsys.1.nsys-rep`` and so on, if it looked several times.
     """
     run.output.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()

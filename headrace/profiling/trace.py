@@ -6,7 +6,7 @@ Finds out which kind a file is; the readers of each kind are torch_trace.py and 
 import bisect
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,14 +38,14 @@ class Range(NamedTuple):
     name: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trace:
     """``on_device``: the activities are a GPU's; else they are the operators that the host ran."""
 
     activities: list[Activity]
     on_device: bool
     steps: Sequence[Range] = ()
-    device_names: Sequence[str] = field(default=())
+    device_names: Sequence[str] = ()
 
 
 def read_trace(path: Path) -> Trace:

@@ -310,6 +310,7 @@ def test_viztracer_runs_modules_and_scripts(command: list[str], target: list[str
 def test_a_missing_tool_is_named(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"--tool {tool} needs {tool}, which isn't installed here"):
         tools.under(tool, ["headrace", "serve"], tmp_path, 0, None)
 
