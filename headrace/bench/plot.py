@@ -60,7 +60,8 @@ def colored(results: Sequence[Result]) -> list[tuple[Result, tuple[float, ...] |
 
 def explain(drawing: Figure) -> None:
     """The legend, below, where it hides no line."""
-    drawing.legend(loc="outside lower center", ncols=3)
+    if any(axes.get_legend_handles_labels()[1] for axes in drawing.axes):
+        drawing.legend(loc="outside lower center", ncols=3)
 
 
 def per_request(results: Sequence[Result]) -> list[tuple[Result, str | tuple[float, ...], Requests]]:
@@ -174,7 +175,7 @@ def by_load(results: Sequence[Result]) -> Figure | None:
                 axes.plot(places, heights, style, marker="o", color=color, label=statistic)
             axes.legend()
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     panels[-1].set_xticks(places, names, rotation=30 if sum(map(len, names)) > 60 else 0)
     return drawing
 

@@ -15,11 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import headrace
 from headrace.bench import snapshot
-from headrace.bench.capacity import saturation
+from headrace.bench.parameters import SUITES
 from headrace.bench.reading import Result, find, natural
 from headrace.config import nearest
 from headrace.errors import ConfigError
 
+ORDER = {suite: number for number, suite in enumerate((*SUITES, "slo"))}
 LOG_LINES = 80  # of a server's log that the page shows
 UNIMPORTANT = re.compile(r"(process|python)_\w+|\w+:?\w*_created")  # metrics
 LEDGER_ROW = re.compile(r"^[│|┃]\s*(\S.*?)\s*[│|┃]\s*([\d.]+)\s*[│|┃]\s*([\d.]*)\s*[│|┃]\s*$", re.MULTILINE)  # ours
@@ -57,11 +58,12 @@ COLUMNS = (
 
 
 def report(folder: Path, baseline: str | None = None) -> str:
-    """The page about ``folder``. Runs are compared with the one called ``baseline``, else with the first.
+    """The page about ``folder``: its runs compared with the one called ``baseline``, else with the first of each series.
 
     Raises ConfigError if there are no results, or none of that name.
     """
-    results, chat = find([folder]), read_json(folder / snapshot.CHAT)
+    results = sorted(find([folder]), key=lambda result: ORDER.get(result.data.get("suite", ""), -1))
+    chat = read_json(folder / snapshot.CHAT)
     if not results and not chat:
         raise ConfigError(
             f"there are no results in {folder}: bench serve --save-result, bench sweep and lab leave some."
@@ -69,20 +71,22 @@ def report(folder: Path, baseline: str | None = None) -> str:
     names = [result.name for result in results]
     if baseline is not None and baseline not in names:
         raise ConfigError(f"no result is called {baseline!r}{nearest(baseline, names)} There are: {', '.join(names)}.")
-    first = results[names.index(baseline) if baseline else 0] if results else None
+    chosen = results[names.index(baseline)] if baseline else None
+    firsts = {series_of(result): result for result in reversed(results)}
     logs = {path.stem: path.read_text(errors="replace") for path in sorted(folder.glob("*.log"), key=natural)}
-    searches = (read_json(folder / "summary.json") or {}).get("slo", [])
+    summary = read_json(folder / "summary.json") or {}
+    searches = summary.get("slo", [])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("headrace.bench", "."), autoescape=True)
     environment.filters["number"] = lambda value: f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return environment.get_template("report.html.jinja").render(
         title=folder.resolve().name,
         version=headrace.__version__,
-        date=first and first.data.get("date"),
-        model=first and first.data.get("model_id"),
+        date=results[0].data.get("date") if results else None,
+        model=results[0].data.get("model_id") if results else None,
         commands=read_json(folder / snapshot.COMMANDS) or {},
         columns=COLUMNS,
-        rows=[compare(result, first) for result in results],
-        sentences=[*saturation_sentences(results), *slo_sentences(searches)],
+        rows=[compare(result, chosen or firsts[series_of(result)]) for result in results],
+        sentences=[*saturation_sentences(summary.get("saturation", [])), *slo_sentences(searches)],
         searches=searches,
         chat=chat,
         groups=figures(results),
@@ -98,11 +102,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def compare(result: Result, first: Result | None) -> dict[str, Any]:
+def series_of(result: Result) -> str:
+    """What a result is a point of: a suite on a server; "" without a suite."""
+    suite = result.data.get("suite")
+    server = result.path.parent.name.split("-BENCH--")[0].removeprefix("SERVE--")
+    return " on ".join(filter(None, (f"Suite {suite}", server))) if suite else ""
+
+
+def compare(result: Result, first: Result) -> dict[str, Any]:
     """A result's row: its figures, and by how many percent each differs from the first's."""
     cells = []
     for column in COLUMNS:
-        value, base = result.data.get(column.key), first.data.get(column.key) if first else None
+        value, base = result.data.get(column.key), first.data.get(column.key)
         change = 100 * (value / base - 1) if value is not None and base and result is not first else None
         better = None if change is None or abs(change) < 1 else (change > 0) == column.more_is_better
         text = "–" if value is None else f"{value:,.{column.digits}f}"
@@ -111,14 +122,14 @@ def compare(result: Result, first: Result | None) -> dict[str, Any]:
 
 
 def figures(results: Sequence[Result]) -> dict[str, list[str]] | None:
-    """The figures as SVG, by suite; None if there is nothing to draw them with."""
+    """The figures as SVG, by series; None if there is nothing to draw them with."""
     try:
         from headrace.bench.plot import FIGURES, by_load, svg
     except ImportError:
         return None
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.data.get("suite") or "", []).append(result)
+        groups.setdefault(series_of(result), []).append(result)
     drawn = {}
     for name, members in groups.items():
         draws = [*([by_load] if name else []), *FIGURES.values()]
@@ -126,17 +137,12 @@ def figures(results: Sequence[Result]) -> dict[str, list[str]] | None:
     return drawn
 
 
-def saturation_sentences(results: Sequence[Result]) -> list[str]:
-    sentences = []
-    for suite in ("rate", "concurrency"):
-        points = [result for result in results if result.data.get("suite") == suite]
-        found = saturation([point.data for point in points])
-        if found is not None:
-            rate = points[found].data["output_throughput"]
-            sentences.append(
-                f"Saturated at {points[found].name} ({rate:,.1f} output tokens/s): more load adds latency only."
-            )
-    return sentences
+def saturation_sentences(points: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"Saturated at {point['at']} ({point['output_throughput']:,.1f} output tokens/s): more load adds latency only."
+        for point in points
+        if point["saturated"]
+    ]
 
 
 def slo_sentences(searches: Sequence[dict[str, Any]]) -> list[str]:

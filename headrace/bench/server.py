@@ -4,9 +4,9 @@ However the ``with`` block is left (its end, an exception, Ctrl-C, SIGTERM, SIGH
 Linux the command even learns of our death by SIGKILL. Knows a server by its URL alone, so any engine's will do.
 """
 
-import ctypes
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +22,10 @@ import httpx
 from headrace.errors import ConfigError, HeadraceError
 
 HEADRACE = [sys.executable, "-m", "headrace"]
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+OBITUARY = [  # becomes the command whose words follow, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
+    *(sys.executable, "-ISc"),
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])",
+]
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))  # what a group is sent, and its seconds to end; then SIGKILL
 POLL_SECONDS = 0.2
 TAIL_LINES = 12  # of a log that an error quotes
@@ -109,29 +112,24 @@ def running(
     words: Sequence[str], log: Path, *, show: bool = False, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A command that runs for the time of the ``with`` block, its output in ``log`` (and, if ``show``, on ours)."""
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"there is no command {words[0]!r}.")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with signals_interrupt(), log.open("wb") as output:
+    with log.open("wb") as output, Interrupts() as interrupts:
+        process = subprocess.Popen(
+            [*OBITUARY, *words] if sys.platform == "linux" else words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
         try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | (environment or {}),
-                start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
-            )
-        except OSError as error:
-            raise ConfigError(f"{words[0]} can't be started: {error.strerror or error}.") from None
-        try:
+            interrupts.release()
             with following(log) if show else nullcontext():
                 yield process
         finally:
             stop(process)
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -153,22 +151,36 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
         os.killpg(process.pid, number)
 
 
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, instead of ending us where we stand."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Interrupts:
+    """Lets SIGTERM and SIGHUP unwind the stack as Ctrl-C does; holds all three back until ``release``.
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    An exception in the midst of a process's start would lose the process. Signals that are ignored (nohup) stay so.
+    """
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self._held, self._pending = True, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def release(self) -> None:
+        self._held = False
+        if self._pending:
+            raise KeyboardInterrupt
+
+    def _arrived(self, number: int, frame: Any) -> None:
+        self._pending = True
+        if not self._held:
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from headrace.bench import snapshot
-from headrace.bench.capacity import Trial, judge, largest_rate
+from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
 from headrace.bench.server import as_typed, flag_value, run_command, serving, tail
@@ -97,7 +97,8 @@ class Sweep:
             parameters = flags_of(serve_set) | flags_of(bench_set) | origin | {RUN_KEY: number}
             snapshot.write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
         result = self._load(serve_set, bench_set, number)
-        self._say(f"{result['label'] or 'run'} ({number + 1} of {self.plan.num_runs}): {in_short(result)}")
+        count = f" ({number + 1} of {self.plan.num_runs})" if self.plan.num_runs > 1 else ""
+        self._say(f"{result['label'] or 'run'}{count}: {in_short(result)}")
         return result
 
     def _bench(self, bench_set: Parameters, number: int, output: Path) -> dict[str, Any]:
@@ -111,6 +112,8 @@ class Sweep:
         result = json.loads(output.read_text()) if output.exists() else None
         if output.name != "warmup.json":
             output.unlink(missing_ok=True)
+            for sibling in output.parent.glob(f"{output.stem}.*"):  # lists that the benchmark keeps beside its result
+                sibling.rename(sibling.with_name(sibling.name.replace(".partial.", ".")))
         if code or result is None:
             snapshot.write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
             raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
@@ -215,7 +218,10 @@ class Sweep:
         for place, runs in grouped(self.results, "_place").items():
             snapshot.write_json(self.plan.folder / place / "summary.json", [scalars(run) for run in runs])
         runs = [scalars(result) for result in self.results]
-        snapshot.write_json(self.plan.folder / "summary.json", {"runs": runs, "slo": self.searches})
+        snapshot.write_json(
+            self.plan.folder / "summary.json",
+            {"runs": runs, "saturation": saturations(averaged(self.results)), "slo": self.searches},
+        )
         columns = list(dict.fromkeys(key for run in runs for key in run))
         with (self.plan.folder / "summary.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
@@ -237,6 +243,23 @@ def averaged(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         | {key: mean(run[key] for run in runs) for key in runs[0] if all(is_number(run.get(key)) for run in runs)}
         for runs in grouped(results, "_place").values()
     ]
+
+
+def saturations(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each server's suites of growing load, the point where it saturates; the last one if it does not.
+
+    ``points`` are ``averaged`` results.
+    """
+    found = []
+    for suite in ("rate", "concurrency"):
+        chosen = [point | {"_server": point["_place"].split("-BENCH--")[0]} for point in points]
+        chosen = [point for point in chosen if point.get(SUITE_KEY) == suite]
+        for runs in grouped(chosen, "_server").values():
+            index = saturation(runs)
+            point = runs[-1 if index is None else index]
+            facts = {"at": point["label"], "output_throughput": point["output_throughput"]}
+            found.append({"suite": suite, "saturated": index is not None} | facts)
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -183,12 +183,12 @@ def conclude(sweep: "Sweep") -> None:
     """Print the table of all combinations, where suites saturate, and the rates that keep the SLO."""
     from rich.console import Console
 
-    from headrace.bench.sweep import averaged
+    from headrace.bench.sweep import averaged, saturations
 
     console = Console(highlight=False, soft_wrap=True)
     results = averaged(sweep.results)
     console.print(table(results))
-    for line in (*saturation_lines(results), *slo_lines(sweep.searches)):
+    for line in (*saturation_lines(saturations(results)), *slo_lines(sweep.searches)):
         console.print(line, markup=False)
     folder = sweep.plan.folder
     console.print(
@@ -197,41 +197,35 @@ def conclude(sweep: "Sweep") -> None:
 
 
 def table(results: list[dict[str, Any]]) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = {
-        "req/s": ("request_throughput", 2),
-        "out tok/s": ("output_throughput", 1),
-        "TTFT p50": ("median_ttft_ms", 1),
-        "p99 ms": ("p99_ttft_ms", 1),
-        "TPOT p50": ("median_tpot_ms", 2),
-        "p99  ms": ("p99_tpot_ms", 2),
-        "failed": ("failed", 0),
-    }
-    shown = Table("run", title="Sweep", title_justify="left")
-    for title in columns:
+    columns = (
+        ("req/s", "request_throughput", 2),
+        ("out tok/s", "output_throughput", 1),
+        ("TTFT ms", "median_ttft_ms", 1),
+        ("p99", "p99_ttft_ms", 1),
+        ("TPOT ms", "median_tpot_ms", 2),
+        ("p99", "p99_tpot_ms", 2),
+        ("failed", "failed", 0),
+    )
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("run", overflow="fold", min_width=16)
+    for title, *_ in columns:
         shown.add_column(title, justify="right", no_wrap=True)
     for result in results:
-        cells = [f"{result[key]:,.{digits}f}" if key in result else "" for key, digits in columns.values()]
+        cells = [f"{result[key]:,.{digits}f}" if key in result else "" for _, key, digits in columns]
         shown.add_row(str(result.get("label") or result["_place"]), *cells)
     return shown
 
 
-def saturation_lines(results: list[dict[str, Any]]) -> list[str]:
+def saturation_lines(found: list[dict[str, Any]]) -> list[str]:
     """For each server's suites of growing load, where its throughput stopped growing."""
-    from headrace.bench.capacity import saturation
-    from headrace.bench.sweep import SUITE_KEY, grouped
-
     lines = []
-    for suite in ("rate", "concurrency"):
-        points = [result for result in results if result.get(SUITE_KEY) == suite]
-        for runs in grouped([p | {"_server": p["_place"].split("-BENCH--")[0]} for p in points], "_server").values():
-            found = saturation(runs)
-            if found is None:
-                lines.append(f"Suite {suite}: throughput grew up to {runs[-1]['label']}; no saturation found.")
-            else:
-                point = f"{runs[found]['label']} ({runs[found]['output_throughput']:,.1f} output tokens/s)"
-                lines.append(f"Saturated at {point}: beyond it only latency grows.")
+    for point in found:
+        what = f"{point['at']} ({point['output_throughput']:,.1f} output tokens/s)"
+        grows = f"Suite {point['suite']}: throughput grew up to {what}; no saturation found."
+        lines.append(f"Saturated at {what}: beyond it only latency grows." if point["saturated"] else grows)
     return lines
 
 
