@@ -56,9 +56,9 @@ def record_command(
 
 
 def traces_since(directory: Path, started: float) -> list[Path]:
-    """The traces written there since, the first rank's first."""
+    """The traces written there since, the first rank's first; last that of vLLM's API process."""
     found = {path for pattern in TRACE_NAMES for path in directory.glob(pattern) if path.stat().st_mtime >= started}
-    return sorted(found)
+    return sorted(found, key=lambda path: ("async_llm" in path.name.lower(), path))
 
 
 class Server:
