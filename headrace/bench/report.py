@@ -58,7 +58,7 @@ COLUMNS = (
 
 
 def report(folder: Path, baseline: str | None = None) -> str:
-    """The page about ``folder``: its runs compared with the one called ``baseline``, else with the first of each series.
+    """The page about ``folder``. Runs are compared with the one called ``baseline``, else with their series' first.
 
     Raises ConfigError if there are no results, or none of that name.
     """
