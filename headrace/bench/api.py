@@ -16,6 +16,7 @@ from headrace.errors import ConfigError
 
 DONE = b"[DONE]"
 COMMENTS = (b":", b"event:", b"id:", b"retry:")  # lines of server-sent events that say nothing of ours
+GARBAGE = (msgspec.DecodeError, UnicodeDecodeError)  # what msgspec raises for no JSON, other JSON, and no UTF-8
 SHOWN = 120  # characters of what a server sent, in an error
 
 
@@ -41,7 +42,7 @@ class Reply:
             if line.startswith(b"data:"):
                 try:
                     read(line[5:], self, now)
-                except msgspec.DecodeError:
+                except GARBAGE:
                     if line[5:].strip() != DONE:
                         raise BadReply(f"garbage in the stream: {excerpt(line)}") from None
                     self.ended = True
@@ -146,14 +147,14 @@ def read_whole(data: bytes, reply: Reply, now: float) -> None:
     """An answer in one piece: embeddings or scores, of which only the count of tokens matters here."""
     try:
         whole = _whole.decode(data)
-    except msgspec.DecodeError:
+    except GARBAGE:
         raise BadReply(f"garbage for an answer: {excerpt(data)}") from None
     if not whole.data and not whole.results:
         raise BadReply(f"an answer without data: {excerpt(data)}")
     if whole.usage is not None:
         whole.usage.tell(reply)
     reply.times.append(now)
-    reply.ended = True
+    reply.output_tokens, reply.ended = 0, True
 
 
 def completion_body(sample: "Sample") -> dict[str, Any]:

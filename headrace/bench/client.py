@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from headrace.bench.api import APIS, Api, BadReply, Reply, error_text
+from headrace.bench.api import APIS, GARBAGE, Api, BadReply, Reply, error_text
 from headrace.errors import ConfigError
 
 CHECKS_PER_TIMEOUT = 20
 LONGEST_CHECK = 1.0  # seconds
+IDLE_SECONDS = 2.0  # for which a connection is kept; servers close theirs after 5, and a POST is not sent twice
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Connection(asyncio.Protocol):
             self._done = None
             if not self.reusable:
                 self._transport.abort()
+
+    def close(self) -> None:
+        self._transport.abort()
 
     def finish(self, error: Exception | None = None) -> None:
         if self._done is not None and not self._done.done():
@@ -163,7 +167,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         self._watch.cancel()
         for connection in self._idle:
-            connection._transport.abort()
+            connection.close()
 
     async def send(self, body: object, reply: Reply) -> None:
         """POST ``body`` as JSON; the answer goes to ``reply``. Raises Lost or BadReply."""
@@ -171,13 +175,9 @@ class Client:
         message = b"%b%d\r\n\r\n%b" % (self._head, len(data), data)
         while self._idle:
             connection = self._idle.pop()
-            if not connection.reusable:
-                continue
-            try:
+            if connection.reusable and connection.touched > perf_counter() - IDLE_SECONDS:
                 return await self._exchange(connection, message, reply)
-            except Lost:
-                if not connection.silent:
-                    raise  # else the server closed an idle connection just then: the request starts anew
+            connection.close()
         return await self._exchange(await self._connect(), message, reply)
 
     async def _exchange(self, connection: Connection, message: bytes, reply: Reply) -> None:
@@ -190,34 +190,35 @@ class Client:
                 self._idle.append(connection)
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        name = self._host if self._tls else None
+        """A connection to the first of the host's addresses that takes one. Raises Lost."""
         try:
             if not self._addresses:
+                loop = asyncio.get_running_loop()
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
                 self._addresses = [str(address[4][0]) for address in found]
-            for address in list(self._addresses):
+            for address in self._addresses:
                 try:
-                    _, connection = await asyncio.wait_for(
-                        loop.create_connection(
-                            lambda: Connection(self._target.api),
-                            address,
-                            self._port,
-                            ssl=self._tls,
-                            server_hostname=name,
-                        ),
-                        self._target.timeout,
-                    )
+                    connection = await asyncio.wait_for(self._open(address), self._target.timeout)
                 except OSError as error:
                     reason = error
-                    continue
-                self._addresses = [address]
-                return connection
+                else:
+                    self._addresses = [address]
+                    return connection
             raise reason
-        except TimeoutError:
-            raise Lost(f"stalled: no connection within {self._target.timeout:g} s") from None
+        except ConnectionRefusedError:
+            raise Lost("connection refused") from None
         except OSError as error:
-            raise Lost(connection_error(error)) from None
+            raise Lost(f"no connection: {error.strerror or error or 'timed out'}") from None
+
+    async def _open(self, address: str) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(self._target.api),
+            address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
+        )
+        return connection
 
     async def _end_stalled(self) -> None:
         """Fail the requests whose server has said nothing for too long; one check for all, so that none has a timer."""
@@ -230,16 +231,10 @@ class Client:
                     connection.finish(Lost(f"stalled: no byte for {timeout:g} s"))
 
 
-def connection_error(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return f"no connection: {error.strerror or error}"
-
-
 def reason_of(body: bytes) -> str:
     """What the body of an HTTP error says."""
     try:
         error = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except GARBAGE:
         return error_text(body.decode("utf-8", "replace"))
     return error_text(error.get("error") or error if isinstance(error, dict) else error)

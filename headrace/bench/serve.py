@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
-from time import perf_counter
+from time import perf_counter, sleep
 
 import httpx
 import msgspec
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headrace.bench.api import BadReply, Reply
 from headrace.bench.client import Client, Lost, Target
-from headrace.bench.load import PROGRAM, Outcome, Outcomes, Request, Share, Tally, chains, framed, receive
+from headrace.bench.load import PROGRAM, Outcome, Outcomes, Request, Share, Tally, chains, framed, outcome_of, receive
 from headrace.errors import HeadraceError
 
 LEAD_SECONDS = 0.05  # from telling the processes when to begin until then
@@ -153,18 +153,8 @@ class Child:
         if self.outcomes is not None:
             return self.outcomes
         reason = f"the client process ended with exit code {self.process.returncode}"
-        moment = perf_counter()
         return [
-            Outcome(
-                index=request.index,
-                prompt_len=request.prompt_len,
-                output_len=0,
-                due=begin + request.at,
-                late=0.0,
-                start=begin + request.at,
-                end=moment,
-                error=reason,
-            )
+            outcome_of(request, Reply(), begin + request.at, 0.0, begin + request.at, reason)
             for request in self.share.requests
         ]
 
@@ -248,7 +238,7 @@ def wait_ready(target: Target, request: Request, seconds: float) -> None:
     while reasons := asyncio.run(try_out(target, [request])):
         if perf_counter() >= deadline:
             raise HeadraceError(f"{target.url} was not ready within {seconds:g} s: {reasons[0]}.")
-        asyncio.run(asyncio.sleep(RETRY_SECONDS))
+        sleep(RETRY_SECONDS)
 
 
 def warm_up(target: Target, request: Request, count: int) -> None:

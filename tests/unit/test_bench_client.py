@@ -92,14 +92,14 @@ async def rank(call: Call) -> None:
             ["a", "b"],
             (7, 2),
         ),
-        ("openai-embeddings", embed, Sample("a", 1, None, documents=("b",)), {"input": ["a", "b"]}, [], (3, None)),
+        ("openai-embeddings", embed, Sample("a", 1, None, documents=("b",)), {"input": ["a", "b"]}, [], (3, 0)),
         (
             "vllm-rerank",
             rank,
             Sample("q", 1, None, documents=("a", "b")),
             {"query": "q", "documents": ["a", "b"]},
             [],
-            (6, None),
+            (6, 0),
         ),
     ],
 )
@@ -160,6 +160,7 @@ def answers(status: int, body: bytes) -> Script:
         (streams(CHUNK, b"data: {rubbish\n\n"), "garbage in the stream: data: {rubbish"),
         (streams(b'{"object": "text_completion"}\n'), 'not a stream of events: {"object": "text_completion"}'),
         (streams(CHUNK, b'data: {"error": {"message": "died"}}\n\n'), "error in the stream: died"),
+        (streams(b'data: {"choices": [{"text": "\xff"}]}\n\n'), "garbage in the stream: data: "),
         (streams(CHUNK), "the stream ended early"),
         (streams(b"data: [DONE]\n\n"), "an answer without a token"),
         (streams(CHUNK, end=False), "stalled: no byte for 0.3 s"),
@@ -187,25 +188,30 @@ async def test_garbage_for_an_embedding() -> None:
         await ask(server, "openai-embeddings")
 
 
-async def test_connections_are_used_again_and_replaced_when_the_server_closed_them() -> None:
+async def test_connections_are_used_again_until_the_server_closes_them() -> None:
     async def script(call: Call) -> None:
-        if call.body == "break" and [earlier.body for earlier in server.calls].count("break") == 1:
-            call.break_off()
-            return
         if call.body == "bad":
             await call.answer(400, b"bad")
+        elif call.body == "break":
+            call.break_off()
         else:
             await stream_text(call)
+        if call.body == "last":
+            call.writer.close()
 
     with ScriptedServer(script) as server:
         async with Client(Target(server.url, "openai", {}, timeout=10)) as client:
             await client.send("good", Reply())
             with pytest.raises(BadReply):
                 await client.send("bad", Reply())
+            await client.send("last", Reply())
             assert server.connections == 1
-            await client.send("break", Reply())  # a second time, on a connection of its own
-            assert [call.body for call in server.calls] == ["good", "bad", "break", "break"]
-            assert server.connections == 2
+            await asyncio.sleep(0.1)
+            await client.send("good", Reply())
+            with pytest.raises(Lost, match="connection lost before an answer"):  # and it is not sent again
+                await client.send("break", Reply())
+        assert [call.body for call in server.calls] == ["good", "bad", "last", "good", "break"]
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,25 @@ def test_conversations_carry_what_was_said(samples: Callable[[Sequence[Sample]],
     }
 
 
+def test_embeddings(
+    samples: Callable[[Sequence[Sample]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def script(call: Call) -> None:
+        await call.answer(200, b'{"data": [{}], "usage": {"prompt_tokens": 7, "total_tokens": 7}}')
+
+    samples([Sample("a", 5, None, documents=("b",))] * 3)
+    with ScriptedServer(script) as server:
+        flags = ["--backend", "openai-embeddings", "--result-dir", str(tmp_path), "--metric-percentiles", "50,99"]
+        assert bench(server, *flags) == 0
+    out, found = capsys.readouterr().out, saved(tmp_path)
+    assert "P50 E2EL (ms):" in out and "TTFT" not in out and "Total generated tokens:" not in out
+    assert (found["total_input_tokens"], found["total_output_tokens"], server.calls[0].path) == (
+        21,
+        0,
+        "/v1/embeddings",
+    )
+
+
 def test_every_failure_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def script(call: Call) -> None:
         number = len(server.calls)

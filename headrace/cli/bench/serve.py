@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.client import Target
 
     serve_flags.check(arguments)
-    saves = arguments.save_result or arguments.append_result
+    saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
     if saves:
         results.check_directory(directory)

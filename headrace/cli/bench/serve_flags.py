@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from headrace.bench import datasets
-from headrace.bench.datasets import positive
+from headrace.bench.datasets.flags import natural, positive
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
@@ -18,6 +18,7 @@ GENERATING = ["ttft", "tpot", "itl"]
 METRICS = [*GENERATING, "e2el", "client_queue_time", "e2el_including_client_queue"]
 PROMISES = ("ttft", "tpot", "e2el")  # what --goodput can ask for
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+SAVING = ("save_result", "append_result", "save_detailed", "result_dir", "result_filename")  # each asks for a file
 ELSEWHERE = {  # flags of vLLM's that are refused, and why
     "lora_modules": "adapters are not served yet: leave it out",
     "lora_assignment": "adapters are not served yet: leave it out",
@@ -78,7 +79,7 @@ def add_load(parser: FlagParser) -> None:
     add("--ramp-up-strategy", choices=("linear", "exponential"), help="How the rate grows, instead of --request-rate.")
     add("--ramp-up-start-rps", type=rate, metavar="X", help="Rate that it grows from.")
     add("--ramp-up-end-rps", type=rate, metavar="X", help="Rate that it grows to.")
-    add("--num-warmups", type=int, default=0, metavar="N", help="Requests sent before, unmeasured. [0]")
+    add("--num-warmups", type=natural, default=0, metavar="N", help="Requests sent before, unmeasured. [0]")
     add("--num-client-processes", type=positive, default=1, metavar="N", help="Processes that send. [1]")
     add(
         "--request-timeout",
