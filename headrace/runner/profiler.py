@@ -128,6 +128,8 @@ class Profiler:
         stem = f"rank0.{time.time_ns()}"
         path = self._directory / f"{stem}.pt.trace.json{'.gz' if self._settings.torch_profiler_use_gzip else ''}"
         trace.export_chrome_trace(str(path))
+        if not path.exists():
+            raise OSError(f"nothing can be written at {path}")  # torch merely logs it
         self._files = [str(path)]
         if self._settings.torch_profiler_dump_cuda_time_total:
             table = path.with_name(f"profiler_out_{stem}.txt")

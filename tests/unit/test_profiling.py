@@ -337,6 +337,17 @@ def test_a_recording_has_the_steps_that_were_asked_for(
     assert found == [f"headrace: step {number} (1 rows, 1 tokens)" for number in steps]
 
 
+@pytest.mark.parametrize("use_gzip", [True, False])
+def test_a_trace_that_cannot_be_written_is_an_error(use_gzip: bool, tmp_path: Path) -> None:
+    settings = ProfilerSettings("torch", str(tmp_path / "gone"), torch_profiler_use_gzip=use_gzip)
+    profiler = Profiler(settings, torch.device("cpu"))
+    profiler.start()
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OSError, match=str(tmp_path)):
+        profiler.stop()
+    assert not profiler.active
+
+
 def test_settings_are_checked_at_the_start(tmp_path: Path) -> None:
     assert profiler_settings({}) is None and Config().profiling.profiler_config is None
     for wrong in (
