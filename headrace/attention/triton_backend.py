@@ -274,21 +274,10 @@ def _attend_kernel(
         )
         done = ranges == 1
         if not done:
-            width: tl.constexpr = QUERIES * GROUP
-            lines = (own_range * NUM_KV_HEADS + kv_head) * width + line
-            tl.store(results + lines.to(tl.int64)[:, None] * HEAD_DIM + dims, result, mask=inside)
-            tl.store(largests + lines, largest, mask=real)
-            tl.store(totals + lines, total, mask=real)
-            tl.debug_barrier()  # all of the program's stores come before it announces them
-            counter = arrived + first_range * NUM_KV_HEADS + kv_head
-            done = tl.atomic_add(counter, 1, sem="acq_rel") == ranges - 1
-            if done:
-                tl.store(counter, 0)  # for the next launch
-                lines = (first_range * NUM_KV_HEADS + kv_head) * width + line
-                result, total = _join(
-                    *(results, largests, totals, lines, ranges, real),
-                    *(NUM_KV_HEADS * width, HEAD_DIM, BLOCK_D),
-                )
+            done, result, total = _hand_in(
+                *(result, largest, total, results, largests, totals, arrived, line, real, inside),
+                *(own_range, first_range, ranges, kv_head, NUM_KV_HEADS, QUERIES * GROUP, HEAD_DIM, BLOCK_D),
+            )
         if done:
             places = (token[:, None] * (NUM_KV_HEADS * GROUP) + head[:, None]) * HEAD_DIM + dims
             tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
@@ -394,6 +383,44 @@ def _visit(
     values = tl.load(v_head + slot[:, None] + dims, mask=cached, other=0.0)
     result = tl.dot(weights.to(values.dtype), values, result * kept[:, None], input_precision="ieee")
     return result, new_largest, total * kept + tl.sum(weights, axis=1)
+
+
+@jit
+def _hand_in(
+    result,
+    largest,
+    total,
+    results,
+    largests,
+    totals,
+    arrived,
+    line,
+    real,
+    inside,
+    own_range,
+    first_range,
+    ranges,
+    kv_head,
+    NUM_KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Leave what one range of an item gave for whoever comes last: (whether that is now, result, total of them all)."""
+    lines = (own_range * NUM_KV_HEADS + kv_head) * WIDTH + line
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    tl.store(results + lines.to(tl.int64)[:, None] * HEAD_DIM + dims, result, mask=inside)
+    tl.store(largests + lines, largest, mask=real)
+    tl.store(totals + lines, total, mask=real)
+    tl.debug_barrier()  # all of the program's stores come before it announces them
+    counter = arrived + first_range * NUM_KV_HEADS + kv_head
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == ranges - 1
+    if last:
+        tl.store(counter, 0)  # for the next launch
+        lines = (first_range * NUM_KV_HEADS + kv_head) * WIDTH + line
+        step: tl.constexpr = NUM_KV_HEADS * WIDTH
+        result, total = _join(results, largests, totals, lines, ranges, real, step, HEAD_DIM, BLOCK_D)
+    return last, result, total
 
 
 @jit

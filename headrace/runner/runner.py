@@ -250,15 +250,16 @@ class Runner:
         return peak
 
     def _measure_graphs(self) -> int:
-        """Bytes that all graphs will need: what the largest takes, and for each other as much as the second takes."""
+        """Bytes that all graphs will need: what the largest takes, and of each other as much a token as the second."""
         if not self._capture_sizes:
             return 0
+        *others, largest = self._capture_sizes
         trial, used = self._new_graphs(), [devices.used_memory(self.device)]
-        for size in self._capture_sizes[:-3:-1]:
+        for size in (largest, *others[-1:]):
             trial.capture(size)
             used.append(devices.used_memory(self.device))
-        first, *others = (after - before for before, after in itertools.pairwise(used))
-        return first + sum(others) * (len(self._capture_sizes) - 1)
+        first, *second = (after - before for before, after in itertools.pairwise(used))
+        return first + sum(second) * sum(others) // max(others, default=1)
 
     def _sizes_to_capture(self) -> list[int]:
         """None on a CPU, or where a step can't run without the host; the log says why."""
