@@ -40,6 +40,7 @@ class Sweep:
         self.searches: list[dict[str, Any]] = []
         self.failures = 0
         self._say = say
+        self._warned = False
         self._longest: int | None = None  # sequence that the present server takes
 
     def run(self) -> None:
@@ -118,19 +119,21 @@ class Sweep:
             snapshot.write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
             raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
         failure.unlink(missing_ok=True)
-        self._clean_up()
+        self._clean_up(own_seeds=SUITE in bench_set)
         return dict(result)
 
-    def _clean_up(self) -> None:
-        """Let no run profit from what the server remembers of the one before."""
+    def _clean_up(self, own_seeds: bool) -> None:
+        """Let no run profit from what the server remembers of the one before; say so, once, if it may."""
         if self.plan.after_bench:
             log = self.plan.folder / "after-bench.log"
             if code := run_command(self.plan.after_bench, log, show=self.plan.show):
                 raise HeadraceError(f"--after-bench-cmd ended with code {code}; {log} ends:\n{tail(log)}")
         elif self.plan.serve:
             with snapshot.client(self.plan.url, snapshot.api_key(self.plan.serve)) as server:
-                for route in RESET_ROUTES:
-                    server.post(route)
+                answers = [server.post(route) for route in RESET_ROUTES]
+            if not answers[0].is_success and not own_seeds and not self._warned:
+                self._warned = True
+                self._say(f"{RESET_ROUTES[0]} is not there: a run with the prompts of another finds them in the cache")
 
     def _find_rate(self, serve_set: Parameters, search: Search) -> None:
         """The largest rate on this server that keeps the SLO; every trial is a run with a file of its own."""
