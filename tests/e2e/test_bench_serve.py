@@ -2,6 +2,9 @@
 
 import json
 import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +53,29 @@ def test_totals_are_the_servers(tmp_path: Path, capsys: pytest.CaptureFixture[st
         == 1
     )
     assert "      2 × connection refused" in capsys.readouterr().out
+
+
+def test_three_thousand_streams_at_once_in_one_process(tmp_path: Path) -> None:
+    count, tokens = 3000, 10
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < count + 100:
+        pytest.skip("this system gives a process too few files")
+    command = [sys.executable, "-m", "tests.e2e.flood", "0", str(count), str(tokens), "50000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None and server.stdout is not None
+        port = server.stdout.readline().strip()
+        flags = [
+            "--port",
+            port,
+            "--model",
+            "m",
+            "--skip-tokenizer-init",
+            "--input-len",
+            "1",
+            "--num-prompts",
+            str(count),
+        ]
+        assert main(["bench", "serve", *flags, "--result-dir", str(tmp_path), "--result-filename", "r.json"]) == 0
+        server.stdin.close()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["max_concurrent_requests"] == result["completed"] == count and result["num_client_processes"] == 1
+    assert result["total_output_tokens"] == count * tokens

@@ -399,6 +399,22 @@ def test_profile_and_warm_up_are_around_the_load() -> None:
     assert paths == ["/v1/completions"] * 3 + ["/start_profile"] + ["/v1/completions"] * 2 + ["/stop_profile"]
 
 
+def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
+    """Those of an Intel guide and of a cheat sheet's bench.sh, but for models and numbers."""
+    guide = """--model org/m --dataset-name random --served-model-name short --random-input-len=16 --random-output-len=5
+        --ignore-eos --num-prompt 3 --trust_remote_code --request-rate inf --backend vllm"""
+    script = f"""--backend openai --endpoint /v1/completions --model org/m --dataset-name random --random-input-len 8
+        --random-output-len 1 --num-prompts 3 --request-rate 400 --seed 42 --save-result --result-dir {tmp_path}"""
+    with ScriptedServer(paced) as server:
+        for flags in (guide, script):
+            words = ["--host", "127.0.0.1", f"--port={server.port}", "--skip-tokenizer-init", *flags.split()]
+            assert main(["bench", "serve", *words]) == 0
+    first, last = server.calls[0].body, server.calls[-1].body
+    assert (first["model"], first["max_tokens"], first["ignore_eos"], len(first["prompt"])) == ("short", 5, True, 16)
+    assert (last["model"], last["max_tokens"], "ignore_eos" in last, len(server.calls)) == ("org/m", 1, False, 6)
+    assert saved(tmp_path)["request_rate"] == 400.0
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
