@@ -92,22 +92,28 @@ async def next_or_none(events: AsyncGenerator[bytes, None]) -> bytes | None:
 
 
 async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``; it is cancelled, and ClientDisconnected raised, if the client leaves before."""
+    """The result of ``work``; it is cancelled, and ClientDisconnected raised, if the client leaves before.
+
+    Runs in the caller's own task, as thousands of streams may be waiting and a task takes 3 kB.
+    """
+    caller = asyncio.current_task()
+    assert caller is not None
 
     async def disconnected() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        caller.cancel()
 
-    task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnected("The client left.")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done():
+            raise  # somebody else cancels the caller
+        caller.uncancel()
+        raise ClientDisconnected("The client left.") from None
     finally:
         await cancelled(gone)
-        await cancelled(task)
 
 
 async def cancelled(task: "asyncio.Future[Any]") -> None:
