@@ -237,14 +237,14 @@ def wait_ready(target: Target, request: Request, seconds: float) -> None:
     deadline = perf_counter() + seconds
     while reasons := asyncio.run(try_out(target, [request])):
         if perf_counter() >= deadline:
-            raise HeadraceError(f"{target.url} was not ready within {seconds:g} s: {reasons[0]}.")
+            raise HeadraceError(f"{target.url} was not ready within {seconds:g} s: {reasons[0].rstrip('.')}.")
         sleep(RETRY_SECONDS)
 
 
 def warm_up(target: Target, request: Request, count: int) -> None:
     """Send a request ``count`` times at once, unmeasured. Raises HeadraceError if one fails."""
     if reasons := asyncio.run(try_out(target, [request] * count)):
-        raise HeadraceError(f"{len(reasons)} of {count} warm-up requests failed: {reasons[0]}.")
+        raise HeadraceError(f"{len(reasons)} of {count} warm-up requests failed: {reasons[0].rstrip('.')}.")
 
 
 async def try_out(target: Target, requests: list[Request]) -> list[str]:
@@ -272,7 +272,8 @@ class Server:
             card = self._ask("GET", "/v1/models").raise_for_status().json()["data"][0]
             return card["id"], card.get("root") or card["id"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-            raise HeadraceError(f"{self.base} names no model ({error}): add --model.") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise HeadraceError(f"{self.base} names no model ({reason}): add --model.") from None
 
     def metrics(self) -> str | None:
         """The text of /metrics, if the server has it."""
@@ -294,4 +295,6 @@ class Server:
             )
 
     def _ask(self, method: str, path: str, timeout: float = ASK_SECONDS) -> httpx.Response:
-        return httpx.request(method, self.base + path, headers=self.headers, verify=not self.insecure, timeout=timeout)
+        return httpx.request(  # without a proxy, as the requests measured
+            method, self.base + path, headers=self.headers, verify=not self.insecure, timeout=timeout, trust_env=False
+        )

@@ -237,8 +237,7 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, capsys: pytest.Captur
     assert found["mean_tpot_ms"] == pytest.approx(gaps.sum(axis=1).mean() / 2, abs=slack)
     assert found["mean_e2el_ms"] == pytest.approx(found["mean_ttft_ms"] + 2 * gaps.mean(), abs=2 * slack)
     assert found["mean_ttft_ms"] >= 1000 * DELAYS[0] - 1
-    last = max(starts + ttfts + itls.sum(axis=1)) - (starts - found["queue_times"]).min()
-    assert found["duration"] == pytest.approx(last + 1 / 40, abs=0.2)
+    assert found["duration"] >= came.max() - (starts - found["queue_times"]).min()
     assert found["request_throughput"] == pytest.approx(24 / found["duration"])
 
     rows = list(csv.DictReader(path.with_suffix(".requests.csv").read_text().splitlines()))

@@ -37,14 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
         results.check_directory(directory)
     base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
     server = serve.Server(base, headers, arguments.insecure)
-    model = arguments.model
-    name, root = (arguments.served_model_name or model, model) if model else server.first_model()
+    name, root = (arguments.model, arguments.model) if arguments.model else server.first_model()
     tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
-    endpoint = arguments.endpoint or serve_flags.api_of(arguments).endpoint
-    target = Target(base + endpoint, arguments.backend, headers, arguments.request_timeout, arguments.insecure)
+    route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
+    url = f"{base}/{route.lstrip('/')}"
+    target = Target(url, arguments.backend, headers, arguments.request_timeout, arguments.insecure)
     plan = serve.Plan(
         target,
-        requests_of(arguments, name, tokenizer),
+        requests_of(arguments, arguments.served_model_name or name, tokenizer),
         arguments.max_concurrency,
         arguments.num_client_processes,
         not arguments.disable_tqdm,
