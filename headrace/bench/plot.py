@@ -37,6 +37,7 @@ STYLE: Any = {
 } | dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
 FEW = len(COLORS)  # lines that colours tell apart; more get a scale of colours
 TIME_BINS = 60
+LEGEND_WIDTH, LEGEND_MARK, LEGEND_ROW = 84, 9, 0.2  # characters; those that a line and its margin take; inches
 
 Draw = Callable[[Sequence[Result]], Figure | None]
 
@@ -59,9 +60,12 @@ def colored(results: Sequence[Result]) -> list[tuple[Result, tuple[float, ...] |
 
 
 def explain(drawing: Figure) -> None:
-    """The legend, below, where it hides no line."""
-    if any(axes.get_legend_handles_labels()[1] for axes in drawing.axes):
-        drawing.legend(loc="outside lower center", ncols=3)
+    """The legend, below, where it hides no line, in as many columns as fit; the figure grows by its rows."""
+    names = [name for axes in drawing.axes for name in axes.get_legend_handles_labels()[1]]
+    if names:
+        columns = max(1, min(3, len(names), LEGEND_WIDTH // (max(map(len, names)) + LEGEND_MARK)))
+        drawing.set_figheight(SIZE[1] + LEGEND_ROW * (len(names) // columns))
+        drawing.legend(loc="outside lower center", ncols=columns)
 
 
 def per_request(results: Sequence[Result]) -> list[tuple[Result, str | tuple[float, ...], Requests]]:

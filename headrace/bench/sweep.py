@@ -22,7 +22,7 @@ from headrace.bench import snapshot
 from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
-from headrace.bench.server import as_typed, flag_value, run_command, serving, tail
+from headrace.bench.server import answers, as_typed, flag_value, run_command, serving, tail
 from headrace.errors import ConfigError, HeadraceError
 
 RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # vLLM's, in its development mode
@@ -130,8 +130,8 @@ class Sweep:
                 raise HeadraceError(f"--after-bench-cmd ended with code {code}; {log} ends:\n{tail(log)}")
         elif self.plan.serve:
             with snapshot.client(self.plan.url, snapshot.api_key(self.plan.serve)) as server:
-                answers = [server.post(route) for route in RESET_ROUTES]
-            if not answers[0].is_success and not own_seeds and not self._warned:
+                replies = [server.post(route) for route in RESET_ROUTES]
+            if not replies[0].is_success and not own_seeds and not self._warned:
                 self._warned = True
                 self._say(f"{RESET_ROUTES[0]} is not there: a run with the prompts of another finds them in the cache")
 
@@ -160,6 +160,8 @@ class Sweep:
         name = file_name(f"SERVE--{name_of(serve_set)}")
         key = snapshot.api_key(self.plan.serve)
         if self.plan.serve is None:
+            if not answers(self.plan.url):
+                raise HeadraceError(f"no server answers at {self.plan.url}.")
             with self._observed(name, key):
                 yield None
             return

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from headrace.cli.bench.figures import positive
 from headrace.cli.parser import FlagParser
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 
 
 def add_arguments(parser: FlagParser) -> None:
@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.lab import REPORT, Lab, run_lab
     from headrace.bench.server import words_of
 
+    if arguments.chats < 0:
+        raise ConfigError("--chats is a number of chats, 0 for none.")
     folder = Path(arguments.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder} is not empty: choose a new folder.")
@@ -35,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         ready_seconds=arguments.server_ready_timeout,
         show=arguments.show_stdout,
     )
-    failures = run_lab(lab, lambda line: print(line, flush=True))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        failures = run_lab(lab, lambda line: print(line, flush=True))
+    except OSError as error:
+        raise HeadraceError(f"{folder} can't be written: {error.strerror}.") from None
     print(f"Report: {folder / REPORT}")
     return 1 if failures else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.cli.bench.figures import positive
 from headrace.cli.parser import FlagParser
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
     from headrace.bench.experiment import Plan
@@ -89,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = Sweep(plan, lambda line: console.print(line, markup=False))
     try:
         sweep.run()
+    except OSError as error:
+        raise HeadraceError(f"{plan.folder} can't be written: {error.strerror}.") from None
     finally:
         if sweep.results:
             conclude(sweep)
