@@ -29,9 +29,9 @@ from headrace.runner.graphs import capture_sizes
 from headrace.runner.memory import block_bytes, cache_budget, group_layers
 from headrace.runner.rows import Rows
 
-CONTEXT_BYTES = int(0.6 * GIB)  # that CUDA, its libraries' workspaces and the kernels take of a GPU
+CONTEXT_BYTES = int(0.9 * GIB)  # that CUDA, its libraries' workspaces and the kernels take of a GPU
 COMMUNICATION_BYTES = int(0.3 * GIB)  # that NCCL's buffers add
-GRAPH_BYTES = 8 * 2**20  # of a captured step beside its results
+GRAPH_BYTES = 85 * 2**20  # of all captured steps beside what each leaves: they share the rest
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def memory_of(setting: Setting, part: Share, facts: Facts, vocab_size: int) -> M
         left = min(cache_budget(config, setting.place, peak), device.memory_bytes - part.weight_bytes - tables - peak)
         return Memory(part.weight_bytes, tables, 0, peak, 0, left)
     sizes = capture_sizes(config, facts.max_num_batched_tokens, facts.max_num_seqs)
-    graphs = sum(sizes[-1:]) * (widest(part.spec) + 2 * vocab_size) * size + len(sizes) * GRAPH_BYTES
+    graphs = sum(sizes) * (part.spec.dim + vocab_size) * size + (GRAPH_BYTES if sizes else 0)  # hidden states, logits
     runtime = CONTEXT_BYTES + (COMMUNICATION_BYTES if setting.tensor * setting.pipeline > 1 else 0)
     taken = part.weight_bytes + tables + runtime + peak + graphs
     left = int(device.memory_bytes * config.cache.gpu_memory_utilization) - taken

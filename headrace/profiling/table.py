@@ -10,7 +10,7 @@ from headrace.profiling.classes import IDLE
 from headrace.profiling.summary import Kernel, Summary
 
 PIPED_WIDTH = 160  # columns, where the output is no terminal: kernels have long names
-NAME_LENGTH = 300  # characters of a name that any terminal may get to show
+FIGURES_WIDTH = 70  # of them for the figures beside a name
 
 
 def print_summary(summary: Summary, top: int) -> None:
@@ -18,17 +18,18 @@ def print_summary(summary: Summary, top: int) -> None:
     if not console.is_terminal:
         console.width = max(PIPED_WIDTH, shutil.get_terminal_size().columns)
     things = "Kernels and copies" if summary.on_device else "Operators on the CPU, own time"
-    console.print(kernel_table(summary.kernels[:top], f"{things}: top {min(top, len(summary.kernels))}"))
+    title, width = f"{things}: top {min(top, len(summary.kernels))}", max(console.width - FIGURES_WIDTH, 20)
+    console.print(kernel_table(summary.kernels[:top], title, width))
     console.print(kind_table(summary))
     for sentence in sentences(summary):
         console.print(sentence, soft_wrap=True, markup=False)
 
 
-def kernel_table(kernels: list[Kernel], title: str) -> Table:
+def kernel_table(kernels: list[Kernel], title: str, name_width: int) -> Table:
     table = new_table(title, "class", "calls", "total ms", "mean µs", "share")
     for kernel in kernels:
         table.add_row(
-            short(kernel.name),
+            shortened(short(kernel.name), name_width),
             kernel.kind,
             f"{kernel.calls:,}",
             in_ms(kernel.total_us),
@@ -80,7 +81,11 @@ def sentences(summary: Summary) -> list[str]:
 def short(name: str) -> str:
     """A kernel's name without what C++ says around it."""
     name = name.removeprefix("void ").replace("(anonymous namespace)::", "")
-    return name.partition("(")[0][:NAME_LENGTH]
+    return name.partition("(")[0]
+
+
+def shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def in_ms(microseconds: float) -> str:

@@ -6,7 +6,7 @@ Finds out which kind a file is; the readers of each kind are torch_trace.py and 
 import bisect
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Activity(NamedTuple):
     name: str
     start: float
     end: float
-    time: float  # its own: what other activities within it took is theirs
+    time: float  # its own: without that of operators within it, and of the kernel it waited for
     device: int
     stream: int
     step: int  # index into the trace's steps, or NO_STEP
@@ -62,7 +62,22 @@ def read_trace(path: Path) -> Trace:
         trace = read_torch_trace(path)
     if not trace.activities:
         raise ConfigError(f"{path} holds no kernel, copy or operator: nothing ran while it was recorded.")
-    return trace
+    return replace(trace, activities=in_turn(trace.activities)) if trace.on_device else trace
+
+
+def in_turn(activities: Iterable[Activity]) -> list[Activity]:
+    """By time, each with the time that it didn't wait for the one before it on its stream.
+
+    A kernel that is launched early (programmatic dependent launch) is resident, and waits, while its predecessor runs.
+    """
+    ended: dict[tuple[int, int], float] = {}
+    found = []
+    for activity in sorted(activities, key=lambda activity: activity.start):
+        stream = activity.device, activity.stream
+        since = max(activity.start, ended.get(stream, activity.start))
+        ended[stream] = max(since, activity.end)
+        found.append(activity._replace(time=ended[stream] - since))
+    return found
 
 
 def step_ranges(ranges: Iterable[Range]) -> list[Range]:

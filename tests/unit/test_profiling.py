@@ -20,7 +20,7 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.profiling import capture, tools
 from headrace.profiling.classes import class_of
 from headrace.profiling.summary import summarize
-from headrace.profiling.trace import read_trace
+from headrace.profiling.trace import Activity, in_turn, read_trace
 from headrace.runner.profiler import Profiler
 from headrace.types import Plan
 
@@ -105,6 +105,12 @@ def test_a_gpus_time(name: str, tmp_path: Path) -> None:
     gaps = summary.host_gaps
     assert gaps is not None and (gaps.steps, gaps.mean_step_us, gaps.mean_us, gaps.longest_us) == (2, 100, 30, 30)
     assert gaps.share == pytest.approx(0.15)
+
+
+def test_a_kernel_that_waits_for_its_predecessor_takes_no_time_meanwhile() -> None:
+    early = [("a", 0, 10, 7), ("b", 2, 15, 7), ("c", 3, 12, 7), ("d", 0, 10, 8), ("e", 20, 21, 7)]
+    found = in_turn(Activity(name, start, end, end - start, 0, stream, 0) for name, start, end, stream in early)
+    assert {activity.name: activity.time for activity in found} == {"a": 10, "b": 5, "c": 0, "d": 10, "e": 1}
 
 
 def test_two_processes_in_one_report_have_their_own_steps(tmp_path: Path) -> None:
