@@ -20,9 +20,10 @@ WASTE = 2.0  # decoding rows are padded to at most this multiple of their own ke
 class DecodeGroup:
     """Rows with one query token each, padded to the length of the longest."""
 
+    num_rows: int
     rows: torch.Tensor | slice  # int64 [n], or the first n
-    slots: torch.Tensor | slice  # [n * length] of the cache: of each row's visible keys, then of its last one repeated
-    length: int
+    slots: torch.Tensor | int  # [n * length] of the cache: of each row's visible keys, then of its last one repeated;
+    length: int  # or, for one row, the first of as many that follow each other
     positions: torch.Tensor  # int64 [n, length]: of those keys
     mask: torch.Tensor | None  # bool [n, 1, 1, length]: which are no padding; None if all
 
@@ -59,21 +60,15 @@ class TorchBackend:
     ) -> torch.Tensor:
         """See ``Backend.run``. Waits for nothing on a CPU; on a GPU this is for tests only."""
         spec = self.spec
-        caches = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         if self._batch is not batch:
             self._batch, self._groups = batch, decode_groups(batch, k_cache.shape[1], spec.window)
-        results = []
-        for group in self._groups:
-            keys, values = (taken(cache, group.slots).unflatten(0, (-1, group.length)) for cache in caches)
-            queries = q[group.rows].unsqueeze(1)
-            attended = attend(spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes)
-            results.append(attended.squeeze(1))
+        results = [decode(spec, q, group, k_cache, v_cache, sinks, alibi_slopes) for group in self._groups]
         if len(results) == 1 and len(batch.rows) == batch.num_decodes:
             return results[0]
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for group, result in zip(self._groups, results, strict=True):
             out[group.rows] = result
-        start = batch.num_decodes
+        start, caches = batch.num_decodes, (k_cache.flatten(0, 1), v_cache.flatten(0, 1))
         for row in range(batch.num_decodes, len(batch.counts)):
             end = start + batch.counts[row]
             context = batch.contexts[row]
@@ -113,6 +108,13 @@ def decode_group(
 ) -> DecodeGroup:
     device = batch.block_table.device
     length = max(visible[row] for row in rows)
+    if len(rows) == 1:
+        (row,) = rows
+        oldest = contexts[row] - length
+        start = start_of_run(batch.block_table[batch.rows[row]], oldest, contexts[row], block_size)
+        if start is not None:
+            positions = torch.arange(oldest, contexts[row], device=device)[None]
+            return DecodeGroup(1, slice(row, row + 1), start, length, positions, None)
     index = torch.tensor(rows, device=device)
     last = torch.tensor([contexts[row] - 1 for row in rows], device=device)[:, None]
     first = torch.tensor([contexts[row] - visible[row] for row in rows], device=device)[:, None]
@@ -123,18 +125,45 @@ def decode_group(
     blocks = batch.block_table[tables, positions // block_size].long()
     slots = (blocks * block_size + positions % block_size).flatten()
     leading = rows == list(range(len(rows)))
-    return DecodeGroup(slice(len(rows)) if leading else index, as_slice(slots), length, positions, mask)
+    return DecodeGroup(len(rows), slice(len(rows)) if leading else index, slots, length, positions, mask)
 
 
-def as_slice(slots: torch.Tensor) -> torch.Tensor | slice:
-    """The same slots as a slice if they follow each other, as a single row's often do: then nothing is copied."""
-    start, count = int(slots[0]), len(slots)
-    consecutive = torch.equal(slots, torch.arange(start, start + count, device=slots.device))
-    return slice(start, start + count) if consecutive else slots
+def start_of_run(table: torch.Tensor, first: int, end: int, block_size: int) -> int | None:
+    """The slot of position ``first`` if all up to ``end`` follow it, as a single row's often do; else None."""
+    blocks = table[first // block_size : -(-end // block_size)].tolist()
+    together = blocks == list(range(blocks[0], blocks[0] + len(blocks)))
+    return blocks[0] * block_size + first % block_size if together else None
 
 
-def taken(cache: torch.Tensor, slots: torch.Tensor | slice) -> torch.Tensor:
-    return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)
+def decode(
+    spec: AttentionSpec,
+    q: torch.Tensor,
+    group: DecodeGroup,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    sinks: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend a group's rows of ``q`` [T, H, D]: [n, H, D]. Takes few calls, as each costs more than its work."""
+    queries = q if group.num_rows == q.shape[0] else q[group.rows]
+    keys, values = taken(k_cache, group), taken(v_cache, group)
+    if spec.softcap or spec.sinks or spec.alibi:
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        queries = queries.unsqueeze(1)
+        return attend(spec, queries, keys, values, group.mask, group.positions, sinks, alibi_slopes).squeeze(1)
+    # The heads that share keys go as queries of one head: nothing is repeated.
+    shared = queries.view(group.num_rows, spec.num_kv_heads, -1, spec.head_dim)
+    return F.scaled_dot_product_attention(shared, keys, values, group.mask, scale=spec.scale).view(queries.shape)
+
+
+def taken(cache: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
+    """A group's keys or values [n, H_kv, length, D], copied only if they don't lie together."""
+    _, _, num_heads, dim = cache.shape
+    if isinstance(group.slots, int):
+        start = cache.storage_offset() + group.slots * num_heads * dim
+        return cache.as_strided((1, num_heads, group.length, dim), (0, dim, num_heads * dim, 1), start)
+    rows = cache.flatten(0, 1).index_select(0, group.slots)
+    return rows.view(-1, group.length, num_heads, dim).transpose(1, 2)
 
 
 def prefill(
@@ -187,11 +216,6 @@ def attend(
 ) -> torch.Tensor:
     """Attend ``q`` [B, Tq, H, D] to ``k``, ``v`` [B, Tk, H_kv, D] where ``mask`` (bool, to [B, H, Tq, Tk]) is set."""
     if not spec.softcap and not spec.sinks and not spec.alibi:
-        if q.shape[1] == 1:  # the heads that share keys go as queries of one head: nothing is repeated
-            q, shape = q.view(q.shape[0], spec.num_kv_heads, -1, spec.head_dim), q.shape
-            return F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), mask, scale=spec.scale).view(
-                shape
-            )
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=spec.scale, enable_gqa=True
         )
