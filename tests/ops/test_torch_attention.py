@@ -1,0 +1,41 @@
+"""The torch backend's decoding steps against a softmax spelled out, however a row's blocks lie in the cache."""
+
+import pytest
+import torch
+
+from headrace.attention.backend import AttentionSpec, PagedBatch
+from headrace.attention.torch_backend import TorchBackend
+
+BLOCK, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
+
+
+def exact(spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """One query [H, D] to the keys and values [length, H_kv, D] that it may see."""
+    k, v = (part[-(spec.window or len(part)) :].repeat_interleave(HEADS // KV_HEADS, dim=1) for part in (k, v))
+    return torch.einsum("hk,khd->hd", (torch.einsum("hd,khd->hk", q, k) * spec.scale).softmax(dim=-1), v)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize(
+    ("tables", "contexts"),
+    [
+        ([[5, 6, 7]], [11]),  # a run
+        ([[5, 7, 6]], [11]),
+        ([[3, 4, 9], [5, 6, 7]], [12, 12]),  # one group, of equal lengths
+        ([[3, 4, 9], [5, 7, 8]], [12, 9]),
+        ([[5, 6, 7, 8, 9, 10], [2, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0]], [24, 3, 1]),  # groups: a run, and two rows
+        ([[2, 0, 0, 0, 0, 0], [5, 6, 7, 8, 9, 10], [3, 0, 0, 0, 0, 0]], [2, 24, 3]),
+    ],
+)
+def test_decoding(tables: list[list[int]], contexts: list[int], window: int | None) -> None:
+    torch.manual_seed(0)
+    spec = AttentionSpec(HEADS, KV_HEADS, DIM, DIM**-0.5, window=window)
+    caches = torch.randn(2, 12, BLOCK, KV_HEADS, DIM)  # as they are allocated: the values' begin in the middle
+    q, rows = torch.randn(len(tables), HEADS, DIM), list(range(len(tables)))
+    empty = torch.zeros(0, dtype=torch.int64)
+    table = torch.tensor(tables, dtype=torch.int32)
+    batch = PagedBatch(table, empty, empty, rows, [1] * len(rows), contexts, len(rows))
+    found = TorchBackend(spec, torch.device("cpu"), torch.float32).run(q, *caches, batch)
+    for row, context in enumerate(contexts):
+        k, v = (cache[table[row].long()].flatten(0, 1)[:context] for cache in caches)
+        torch.testing.assert_close(found[row], exact(spec, q[row], k, v))
