@@ -206,10 +206,9 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def engine_options_from(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same for a command without a server, whom the environment's API key doesn't concern."""
+    """The same for a command without a server, whom what the environment says of one doesn't concern."""
     options = options_from(arguments)
-    options.pop("api_key", None)
-    return options
+    return {name: value for name, value in options.items() if name not in ("api_key", "server_dev_mode")}
 
 
 def config_from(arguments: argparse.Namespace) -> Config:
@@ -225,6 +224,8 @@ def environment() -> dict[str, Any]:
             values["api_key"] = [os.environ[name]]
     if os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1":
         values["allow_long_max_model_len"] = True
+    if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+        values["server_dev_mode"] = True
     if directory := os.environ.get("VLLM_TORCH_PROFILER_DIR"):
         values["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": directory}
     if settings := os.environ.get("HEADRACE_PROFILER_CONFIG"):  # set by `headrace profile` for its command

@@ -159,6 +159,9 @@ class ServerOptions:
     log_config_file: str | None = option(None, "Logging configuration (dictConfig as JSON).", metavar="FILE")
     disable_uvicorn_access_log: bool = option(False, "No log line for each HTTP request.")
     disable_fastapi_docs: bool = option(False, "No /docs, /redoc and /openapi.json.")
+    server_dev_mode: bool = option(
+        False, "Add routes for measurements that are none for strangers: those that empty the caches."
+    )
     enable_log_requests: bool = option(False, "Log each request's parameters (never its text).")
     disable_log_stats: bool = option(False, "No statistics, neither logged nor at /metrics.")
     enable_request_id_headers: bool = option(False, "Answer with the request's X-Request-Id.")

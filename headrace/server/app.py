@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.config import Config, profiler_settings
-from headrace.server import chat, completions, errors, generate, info, profile, tokens
+from headrace.server import caches, chat, completions, errors, generate, info, profile, tokens
 from headrace.server.context import Context
 from headrace.server.docs import documentation
 from headrace.server.routing import GuardedRoute, RequestIdHeader
@@ -32,6 +32,8 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     routers = [room.router for room in (info, completions, chat, generate, tokens)]
     if profiler_settings(config.profiling.profiler_config):
         routers.append(profile.router)
+    if server.server_dev_mode:
+        routers.append(caches.router)
     if not server.disable_fastapi_docs:
         routers.append(documentation(app))
     for router in routers:

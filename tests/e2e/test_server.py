@@ -18,7 +18,7 @@ PARIS = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--kv-cache-memory-bytes", "512M", "--max-model-len", "1024") as running:
+    with Server("--kv-cache-memory-bytes", "512M", "--max-model-len", "1024", "--server-dev-mode") as running:
         yield running
 
 
@@ -83,6 +83,18 @@ async def many(url: str, count: int, at_once: int, drop: bool = False) -> list[s
                 return await chat(client, url, index, drop)
 
         return await asyncio.gather(*(one(index) for index in range(count)))
+
+
+def test_a_reset_prefix_cache_has_no_hits(server: Server) -> None:
+    body = {"prompt": "A prompt of several blocks. " * 20, "max_tokens": 1}
+    hits = []
+    for reset in (False, False, True, False):
+        if reset:
+            assert httpx.post(f"{server.url}/reset_prefix_cache").status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        hits.append(server.metric("vllm:prefix_cache_hits_total"))
+    first, second, after_reset, again = hits
+    assert first < second == after_reset < again
 
 
 def test_256_streams_at_once_all_end(server: Server) -> None:

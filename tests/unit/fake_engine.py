@@ -89,6 +89,7 @@ class FakeEngine:
         self.death: str | None = None
         self.died = asyncio.Event()
         self.num_unfinished = 0
+        self.num_resets = 0
 
     @classmethod
     async def start(cls, config: Config, on_progress: Callable[[Progress], None] | None = None) -> "FakeEngine":
@@ -186,6 +187,9 @@ class FakeEngine:
             ),
             num_cached_tokens=1,
         )
+
+    async def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     def health(self) -> str | None:
         return self.death

@@ -265,6 +265,14 @@ async def test_small_routes() -> None:
     assert (text["object"], text["model"]) == ("text_completion", "small")
 
 
+@pytest.mark.parametrize(("dev", "status"), [(False, 404), (True, 200)])
+async def test_caches_are_emptied_in_development_mode_only(dev: bool, status: int) -> None:
+    async with serving(server_dev_mode=dev) as (client, engine):
+        for name in ("prefix", "mm", "encoder"):
+            assert (await client.post(f"/reset_{name}_cache")).status_code == status
+    assert engine.num_resets == int(dev)
+
+
 @pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"])
 async def test_metric_names_keep_their_colon_whatever_a_scraper_accepts(accept: str) -> None:
     config = Config.from_kwargs()
