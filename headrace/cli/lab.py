@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from headrace.cli.bench.figures import positive
+from headrace.bench.numbers import natural, positive
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError, HeadraceError
 
@@ -12,7 +12,7 @@ def add_arguments(parser: FlagParser) -> None:
     parser.usage = "%(prog)s --out DIR [FLAG …] -- headrace serve …"
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="Starts the server, after --.")
     parser.add_argument("--out", required=True, metavar="DIR", help="A new folder for logs, results and report.html.")
-    parser.add_argument("--chats", type=int, default=5, metavar="N", help="Short chats to time. [5]")
+    parser.add_argument("--chats", type=natural, default=5, metavar="N", help="Short chats to time. [5]")
     parser.add_argument("--chat-tokens", type=positive, default=64, metavar="N", help="Longest answer. [64]")
     parser.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="[headrace bench serve]")
     parser.add_argument("--server-ready-timeout", type=positive, default=600, metavar="S", help="[600]")
@@ -23,8 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.lab import REPORT, Lab, run_lab
     from headrace.bench.server import words_of
 
-    if arguments.chats < 0:
-        raise ConfigError("--chats is a number of chats, 0 for none.")
     folder = Path(arguments.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder} is not empty: choose a new folder.")

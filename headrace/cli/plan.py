@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from headrace.cli.bench.figures import positive
+from headrace.bench.numbers import positive
 from headrace.cli.parser import FlagParser, add_option, given_options
 from headrace.config import OPTIONS, Config
 from headrace.errors import ConfigError

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.cli.bench.figures import positive
+from headrace.bench.numbers import above_zero, natural, positive
 from headrace.cli.parser import FlagParser
 from headrace.config.profiler import DEFAULT_DIRECTORY
 from headrace.errors import ConfigError, HeadraceError
@@ -40,12 +40,12 @@ def add_arguments(parser: FlagParser) -> None:
     parser.add_argument("--num-steps", type=positive, metavar="N", help=f"Engine steps to record. [{DEFAULT_STEPS}]")
     parser.add_argument(
         "--skip-steps",
-        type=int,
+        type=natural,
         default=DEFAULT_SKIPPED,
         metavar="N",
         help=f"Steps of COMMAND's engine before them. [{DEFAULT_SKIPPED}]",
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="Record, or run the tool, for so long.")
+    parser.add_argument("--seconds", type=above_zero, metavar="S", help="Record, or run the tool, for so long.")
     parser.add_argument("--out", metavar="DIR", help=f"Where traces go. [{DEFAULT_DIRECTORY}]")
     parser.add_argument("--top", type=positive, default=15, metavar="N", help="Kernels to list. [15]")
     parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")

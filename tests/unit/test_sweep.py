@@ -220,7 +220,7 @@ def test_a_server_that_does_not_start(tmp_path: Path) -> None:
         (["--base-url", "http://x", "--bench-params", "none.json"], "--bench-params none.json can't be read"),
         (["--serve-cmd", "headrace serve --port 0"], "give it a port"),
         (["--base-url", "http://x", "--resume"], "--resume needs -e"),
-        (["--base-url", "http://x", "--rates", "0,1"], "not above 0"),
+        (["--base-url", "http://x", "--rates", "0,1"], "'0' is no number above 0"),
     ],
 )
 def test_what_is_refused(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

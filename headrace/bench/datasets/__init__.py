@@ -7,12 +7,12 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench.datasets.flags import add_arguments, positive, settled
+from headrace.bench.datasets.flags import add_arguments, settled
 
 if TYPE_CHECKING:
     from headrace.frontend.tokenizer import Tokenizer
 
-__all__ = ["Sample", "add_arguments", "draw", "positive"]
+__all__ = ["Sample", "add_arguments", "draw"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from headrace.bench.numbers import above_zero, natural, positive
 from headrace.errors import ConfigError
 
 PREFIXES = {  # of the flags of every dataset
@@ -111,30 +112,8 @@ def existing(text: str) -> Path:
     return path
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return int(text)
-
-
 def positive_or_filed(text: str) -> int:
     return -1 if text == "-1" else positive(text)
-
-
-def factor(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
 
 
 def ratios(text: str) -> tuple[float, float]:
@@ -169,5 +148,5 @@ OWN: tuple[tuple[str, Callable[[str], Any], int | None, str], ...] = (
     ("multi-turn-output-len", positive, None, "Output tokens of an answer. [the file's; 128 without a file]"),
     ("multi-turn-prefix-len", natural, None, "Tokens that conversations begin with, without a file. [0]"),
     ("timed-trace-chunk-hash-size", positive, None, "Tokens that a hash id stands for; else told from the trace."),
-    ("timed-trace-sec-multiplier", factor, None, "Seconds in a timestamp's unit; else told from the trace."),
+    ("timed-trace-sec-multiplier", above_zero, None, "Seconds in a timestamp's unit; else told from the trace."),
 )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench.datasets.flags import positive
+from headrace.bench.numbers import positive
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
 from headrace.errors import ConfigError
 

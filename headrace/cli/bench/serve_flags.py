@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from headrace.bench import datasets
-from headrace.bench.datasets.flags import natural, positive
+from headrace.bench.numbers import listed, natural, number, positive, rate
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
@@ -188,25 +188,11 @@ def ramp_up_of(arguments: argparse.Namespace) -> "RampUp | None":
 # -- values of flags ------------------------------------------------------------------------------------------------
 
 
-def rate(text: str) -> float:
-    value = number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
 def seconds(text: str) -> float:
     value = number(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return value
-
-
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -231,7 +217,7 @@ def metrics(text: str) -> list[str]:
 
 
 def percentiles(text: str) -> list[float]:
-    values = [number(part) for part in text.split(",")]
+    values = listed(number)(text)
     if not all(0 <= value <= 100 for value in values):
         raise argparse.ArgumentTypeError(f"{text!r} are not percentiles between 0 and 100")
     return values

@@ -4,7 +4,7 @@ import argparse
 import statistics
 from typing import Any
 
-from headrace.bench.datasets.flags import natural
+from headrace.bench.numbers import natural
 from headrace.cli.bench.figures import add_output, report
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.errors import ConfigError

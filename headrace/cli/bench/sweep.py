@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.bench.figures import positive
+from headrace.bench.numbers import above_zero, listed, natural, positive, rate
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError, HeadraceError
 
@@ -29,10 +29,12 @@ def add_arguments(parser: FlagParser) -> None:
     what.add_argument("--after-bench-cmd", metavar="COMMAND", help="Runs after each run, instead of resetting caches.")
     load = parser.add_argument_group("loads")
     load.add_argument("--suite", "--type", metavar="NAME,…", help="rate, concurrency, input, output, or all. [all]")
-    load.add_argument("--rates", type=numbers, metavar="X,…", help="Requests/s of suite rate. [1,2,4,8,16,32,inf]")
-    load.add_argument("--concurrencies", type=numbers, metavar="N,…", help="Of suite concurrency. [1,2,4 to 128]")
-    load.add_argument("--input-lens", type=numbers, metavar="N,…", help="Of suite input. [128,256 to 16384]")
-    load.add_argument("--output-lens", type=numbers, metavar="N,…", help="Of suite output. [64,128 to 2048]")
+    load.add_argument("--rates", type=listed(rate), metavar="X,…", help="Requests/s of suite rate. [1,2,4,8,16,32,inf]")
+    load.add_argument(
+        "--concurrencies", type=listed(positive), metavar="N,…", help="Of suite concurrency. [1,2 to 128]"
+    )
+    load.add_argument("--input-lens", type=listed(positive), metavar="N,…", help="Of suite input. [128,256 to 16384]")
+    load.add_argument("--output-lens", type=listed(positive), metavar="N,…", help="Of suite output. [64,128 to 2048]")
     load.add_argument(
         "--slo", metavar="GOAL,…", help="Find the largest rate that keeps it: ttft_p99=200ms,tpot_p99=20ms."
     )
@@ -46,7 +48,7 @@ def add_arguments(parser: FlagParser) -> None:
     load.add_argument("--link-vars", metavar="A=B,…", help="Only where server flag A and benchmark flag B are equal.")
     load.add_argument("--num-runs", type=positive, metavar="N", help=f"Of each. [1; {RUNS_OF_SERVE} for sweep serve]")
     load.add_argument(
-        "--warmup-num-prompts", type=int, default=0, metavar="N", help="Requests before the first run. [0]"
+        "--warmup-num-prompts", type=natural, default=0, metavar="N", help="Requests before the first run. [0]"
     )
     how = parser.add_argument_group("how")
     how.add_argument("-o", "--output-dir", default="results", metavar="DIR", help="[results]")
@@ -56,23 +58,6 @@ def add_arguments(parser: FlagParser) -> None:
     how.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
     how.add_argument("--continue-on-error", action="store_true", help="Go on with the next run after a failed one.")
     how.add_argument("--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="[300]")
-
-
-def numbers(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, separated by commas") from None
-    if not all(value > 0 for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} has numbers that are not above 0")
-    return values
-
-
-def above_zero(text: str) -> float:
-    (value,) = numbers(text) if "," not in text else [0.0]
-    if not value or value == float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

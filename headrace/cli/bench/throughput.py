@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.bench import datasets
-from headrace.bench.datasets.flags import natural, positive
+from headrace.bench.numbers import natural, positive
 from headrace.cli.bench.figures import add_engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 from headrace.errors import ConfigError
