@@ -35,8 +35,12 @@ class Target:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of the port, or of an IPv6 address
+            good = False
+        if not good:
             raise ConfigError(f"{self.url!r} is no http:// or https:// address.")
 
     @property

@@ -3,12 +3,12 @@
 Runs nothing itself.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from headrace.bench.capacity import Objective
+from headrace.bench.files import read_json, write_json, writing
 from headrace.bench.parameters import (
     DEFAULTS,
     Parameters,
@@ -20,7 +20,7 @@ from headrace.bench.parameters import (
     with_flags,
 )
 from headrace.bench.server import as_typed, flag_value
-from headrace.bench.snapshot import COMMANDS, write_json
+from headrace.bench.snapshot import COMMANDS
 from headrace.errors import ConfigError
 
 METRICS = {"percentile_metrics": "ttft,tpot,itl,e2el", "save_result": True}
@@ -91,12 +91,10 @@ class Plan:
         if path.exists():
             if not resume:
                 raise ConfigError(f"{self.folder} holds results already: add --resume, or choose another -e.")
-            if json.loads(path.read_text()) != commands:
+            if read_json(path) != commands:
                 raise ConfigError(f"{self.folder} is the sweep of other commands ({path} has them): choose another -e.")
             return
         if resume:
             raise ConfigError(f"there is no sweep to resume in {self.folder}: leave --resume out, or correct -o or -e.")
-        try:
+        with writing(self.folder):
             write_json(path, commands)
-        except OSError as error:
-            raise ConfigError(f"{self.folder} can't be written: {error.strerror}.") from None

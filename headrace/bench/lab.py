@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 
 from headrace.bench import snapshot
+from headrace.bench.files import write_json
 from headrace.bench.parameters import has_flag, with_defaults, with_flags
 from headrace.bench.report import report
 from headrace.bench.server import HEADRACE, as_typed, run_command, serving, tail, url_of
@@ -57,7 +58,7 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
     serve, url = with_debug_log(lab.serve), url_of(lab.serve)
     key = snapshot.api_key(serve)
     bench = bench_command(lab, url)
-    snapshot.write_json(lab.folder / snapshot.COMMANDS, {"serve_cmd": as_typed(serve), "bench_cmd": as_typed(bench)})
+    write_json(lab.folder / snapshot.COMMANDS, {"serve_cmd": as_typed(serve), "bench_cmd": as_typed(bench)})
     say("taking down the environment")
     snapshot.save_environment(lab.folder)
     say(f"starting {as_typed(serve)}")
@@ -117,7 +118,7 @@ def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bo
         kept |= {f"median_{name}_ms": float(np.median(values)), f"p99_{name}_ms": float(np.percentile(values, 99))}
     if kept["chats"]:
         say("chat: TTFT median {median_ttft_ms:.0f} ms, whole answer {median_total_ms:.0f} ms".format(**kept))
-    snapshot.write_json(lab.folder / snapshot.CHAT, kept)
+    write_json(lab.folder / snapshot.CHAT, kept)
     return "error" in kept
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from headrace.bench.files import read_json
 from headrace.errors import ConfigError
 
 Parameters = dict[str, Any]
@@ -63,10 +64,7 @@ def read_parameters(path: str | None, flag: str) -> list[Parameters]:
     """
     if path is None:
         return [{}]
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{flag} {path} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+    content = read_json(Path(path), flag)
     if isinstance(content, dict):
         content = [{NAME: name, **fields} if isinstance(fields, dict) else fields for name, fields in content.items()]
     if not isinstance(content, list) or not content or not all(isinstance(fields, dict) for fields in content):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.bench.files import unreadable
 from headrace.errors import ConfigError
 
 NO_RESULTS = ("warmup.json", "summary.json", ".failure.json", ".partial.json", ".pytorch.json")  # how such names end
@@ -112,7 +113,7 @@ def read(file: Path) -> Iterator[Any]:
             yield document
             text = text[end:]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise unreadable(file, error) from None
 
 
 def title(file: Path, data: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 Reads what `bench serve`, `bench sweep` and `lab` leave (see snapshot.py for the names); measures nothing.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import headrace
 from headrace.bench import snapshot
+from headrace.bench.files import read_json
 from headrace.bench.parameters import SUITES
 from headrace.bench.reading import Result, find, natural
 from headrace.config import nearest
@@ -63,7 +63,7 @@ def report(folder: Path, baseline: str | None = None) -> str:
     Raises ConfigError if there are no results, or none of that name.
     """
     results = sorted(find([folder]), key=lambda result: ORDER.get(result.data.get("suite", ""), -1))
-    chat = read_json(folder / snapshot.CHAT)
+    chat = part(folder / snapshot.CHAT)
     if not results and not chat:
         raise ConfigError(
             f"there are no results in {folder}: bench serve --save-result, bench sweep and lab leave some."
@@ -74,7 +74,7 @@ def report(folder: Path, baseline: str | None = None) -> str:
     chosen = results[names.index(baseline)] if baseline else None
     firsts = {series_of(result): result for result in reversed(results)}
     logs = {path.stem: path.read_text(errors="replace") for path in sorted(folder.glob("*.log"), key=natural)}
-    summary = read_json(folder / "summary.json") or {}
+    summary = part(folder / "summary.json") or {}
     searches = summary.get("slo", [])
     environment = jinja2.Environment(loader=jinja2.PackageLoader("headrace.bench", "."), autoescape=True)
     environment.filters["number"] = lambda value: f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -83,7 +83,7 @@ def report(folder: Path, baseline: str | None = None) -> str:
         version=headrace.__version__,
         date=results[0].data.get("date") if results else None,
         model=results[0].data.get("model_id") if results else None,
-        commands=read_json(folder / snapshot.COMMANDS) or {},
+        commands=part(folder / snapshot.COMMANDS) or {},
         columns=COLUMNS,
         rows=[compare(result, chosen or firsts[series_of(result)]) for result in results],
         sentences=[*saturation_sentences(summary.get("saturation", [])), *slo_sentences(searches)],
@@ -92,14 +92,15 @@ def report(folder: Path, baseline: str | None = None) -> str:
         groups=figures(results),
         ledgers={name: rows for name, text in logs.items() if (rows := ledger(text))},
         metrics=metrics(folder),
-        versions=read_json(folder / snapshot.VERSIONS),
-        environment=read_json(folder / snapshot.ENVIRONMENT) or {},
+        versions=part(folder / snapshot.VERSIONS),
+        environment=part(folder / snapshot.ENVIRONMENT) or {},
         logs={name: "\n".join(text.splitlines()[-LOG_LINES:]) for name, text in logs.items()},
     )
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+def part(path: Path) -> Any:
+    """What a file of the folder holds; None if it isn't there."""
+    return read_json(path) if path.exists() else None
 
 
 def series_of(result: Result) -> str:

@@ -1,13 +1,12 @@
 """The file of a run's result: its name as vLLM has it, and writing it so that a full disk costs no figures."""
 
-import contextlib
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from headrace.bench.files import write_whole
 from headrace.errors import ConfigError
 
 
@@ -28,34 +27,20 @@ def save(path: Path, result: dict[str, Any], append: bool, siblings: dict[str, s
     """
     text = json.dumps(result)
     try:
-        write(path, text, append)
+        write_whole(path, f"{path.read_text()}\n{text}" if append and path.exists() else text)
         for suffix, content in siblings.items():
-            write(path.with_suffix(suffix), content, append=False)
+            write_whole(path.with_suffix(suffix), content)
         return []
     except OSError as error:
         trouble = [f"{path} can't be written: {error.strerror}"]
     elsewhere = Path(tempfile.gettempdir()) / path.name
     try:
-        write(elsewhere, text, append=False)
+        write_whole(elsewhere, text)
         return [*trouble, f"the result is in {elsewhere} instead"]
     except OSError as error:
         json.dump({key: value for key, value in result.items() if not isinstance(value, list | dict)}, sys.stdout)
         print()
         return [*trouble, f"nor {elsewhere}: {error.strerror}", "the figures above are all there is"]
-
-
-def write(path: Path, text: str, append: bool) -> None:
-    """All of ``text`` or nothing; appended, it begins a line."""
-    if append and path.exists():
-        text = f"{path.read_text()}\n{text}"
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text)
-        scratch.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
 
 
 def file_name(result: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from headrace.bench.files import write_json
 from headrace.bench.server import flag_value
 from headrace.errors import HeadraceError
 
@@ -84,11 +85,3 @@ def get(server: httpx.Client, path: str) -> httpx.Response | None:
     except httpx.HTTPError:
         return None
     return answer if answer.is_success else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """The whole file or, whenever we are interrupted, none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=4) + "\n")
-    unfinished.replace(path)

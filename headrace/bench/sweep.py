@@ -6,7 +6,6 @@ benchmark is a command; of it we know some flags and the keys of its result.
 """
 
 import csv
-import json
 import math
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import httpx
 from headrace.bench import snapshot
 from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
+from headrace.bench.files import read_json, write_json
 from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
 from headrace.bench.server import answers, as_typed, flag_value, run_command, serving, tail
 from headrace.errors import ConfigError, HeadraceError
@@ -96,7 +96,7 @@ class Sweep:
             result["label"] = result.get("label") or label or None
             origin = {SUITE_KEY: bench_set[SUITE]} if SUITE in bench_set else {}
             parameters = flags_of(serve_set) | flags_of(bench_set) | origin | {RUN_KEY: number}
-            snapshot.write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
+            write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
         result = self._load(serve_set, bench_set, number)
         count = f" ({number + 1} of {self.plan.num_runs})" if self.plan.num_runs > 1 else ""
         self._say(f"{result['label'] or 'run'}{count}: {in_short(result)}")
@@ -110,13 +110,13 @@ class Sweep:
         key = snapshot.api_key(self.plan.serve)
         environment = {"OPENAI_API_KEY": key} if key else None
         code = run_command(command, log, show=self.plan.show, environment=environment)
-        result = json.loads(output.read_text()) if output.exists() else None
+        result = read_json(output) if output.exists() else None
         if output.name != "warmup.json":
             output.unlink(missing_ok=True)
             for sibling in output.parent.glob(f"{output.stem}.*"):  # lists that the benchmark keeps beside its result
                 sibling.rename(sibling.with_name(sibling.name.replace(".partial.", ".")))
         if code or result is None:
-            snapshot.write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
+            write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
             raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
         failure.unlink(missing_ok=True)
         self._clean_up(own_seeds=SUITE in bench_set)
@@ -215,15 +215,15 @@ class Sweep:
         return self.plan.place(serve_set, bench_set) / f"run={number}.json"
 
     def _load(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self._path(serve_set, bench_set, number).read_text())
+        result: dict[str, Any] = read_json(self._path(serve_set, bench_set, number))
         return result | {"_place": self.plan.place(serve_set, bench_set).name}
 
     def write_summaries(self) -> None:
         """``summary.json`` of each combination and of all, and ``summary.csv``: a line a run, lists left out."""
         for place, runs in grouped(self.results, "_place").items():
-            snapshot.write_json(self.plan.folder / place / "summary.json", [scalars(run) for run in runs])
+            write_json(self.plan.folder / place / "summary.json", [scalars(run) for run in runs])
         runs = [scalars(result) for result in self.results]
-        snapshot.write_json(
+        write_json(
             self.plan.folder / "summary.json",
             {"runs": runs, "saturation": saturations(averaged(self.results)), "slo": self.searches},
         )

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from headrace.bench.files import writing
 from headrace.bench.numbers import natural, positive
 from headrace.cli.parser import FlagParser
-from headrace.errors import ConfigError, HeadraceError
+from headrace.errors import ConfigError
 
 
 def add_arguments(parser: FlagParser) -> None:
@@ -35,10 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         ready_seconds=arguments.server_ready_timeout,
         show=arguments.show_stdout,
     )
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         failures = run_lab(lab, lambda line: print(line, flush=True))
-    except OSError as error:
-        raise HeadraceError(f"{folder} can't be written: {error.strerror}.") from None
     print(f"Report: {folder / REPORT}")
     return 1 if failures else 0

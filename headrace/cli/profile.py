@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.bench.files import writing
 from headrace.bench.numbers import above_zero, natural, positive
 from headrace.cli.parser import FlagParser
 from headrace.config.profiler import DEFAULT_DIRECTORY
@@ -155,10 +156,8 @@ def for_perfetto(given: argparse.Namespace, path: Path, trace: "Trace") -> Path 
     if given.trace and not given.out:
         return None
     out = Path(given.out or DEFAULT_DIRECTORY)
-    try:
+    with writing(f"--out {out}"):
         return write_perfetto(path, trace, out)
-    except OSError as error:
-        raise ConfigError(f"--out {out} can't be written to: {error.strerror}.") from None
 
 
 def first_of(traces: list[Path]) -> Path:

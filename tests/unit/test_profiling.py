@@ -207,7 +207,7 @@ def test_a_perfetto_trace_of_an_nsight_report_says_the_same(tmp_path: Path) -> N
     [
         ("text.json", b"hello", "is no trace"),
         ("list.json", b"[1]", "is no trace"),
-        ("cut.json.gz", gzip.compress(b'{"traceEvents": []}')[:20], "can't be read"),
+        ("cut.json.gz", gzip.compress(b'{"traceEvents": []}', mtime=0)[:20], "can't be read"),
         ("empty.json", b'{"traceEvents": []}', "holds no kernel, copy or operator"),
         ("bad.sqlite", b"hello, I am no database at all", "is no SQLite export"),
         ("no.nsys-rep", b"", "needs nsys, which isn't installed here"),

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.bench.datasets import Sample
-from headrace.bench.datasets.files import needs_tokenizer, read_json, shuffled
+from headrace.bench.datasets.files import needs_tokenizer, shuffled
 from headrace.bench.datasets.writer import Writer
+from headrace.bench.files import read_json
 from headrace.errors import ConfigError
 from headrace.frontend.tokenizer import Tokenizer
 

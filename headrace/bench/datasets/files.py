@@ -10,6 +10,7 @@ from typing import Any
 
 from headrace.bench.datasets import Sample
 from headrace.bench.datasets.writer import Writer
+from headrace.bench.files import read_json
 from headrace.errors import ConfigError
 from headrace.frontend.chat import render_chat
 from headrace.frontend.tokenizer import Tokenizer
@@ -121,13 +122,6 @@ def needs_path(arguments: argparse.Namespace) -> Path:
         raise ConfigError(f"--dataset-name {arguments.dataset_name} needs its file: give --dataset-path.")
     path: Path = arguments.dataset_path
     return path
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read as JSON: {error}.") from None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.bench.files import writing
 from headrace.bench.numbers import positive
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
-from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from headrace.types import SamplingParams
@@ -38,10 +38,8 @@ def report(result: dict[str, Any], lines: list[str], path: str | None) -> int:
     """Print ``lines``, and write ``result`` as JSON to ``path``. Returns the exit code."""
     print(*lines, sep="\n")
     if path:
-        try:
+        with writing(f"--output-json {path}"):
             Path(path).write_text(json.dumps(result, indent=4) + "\n")
-        except OSError as error:
-            raise ConfigError(f"--output-json {path} can't be written: {error.strerror}.") from None
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from headrace.bench.files import writing
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
@@ -21,11 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.plot import save_figures, save_requests
 
     results, folder = load(arguments.results), Path(arguments.out)
-    try:
+    with writing(f"--out {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         files = [*save_figures(results, folder), *save_requests(results, folder)]
-    except OSError as error:
-        raise ConfigError(f"--out {folder} can't be written: {error.strerror}.") from None
     if not any(result.detailed for result in results):
         print("These results have no latencies by request: `--save-detailed` keeps them, and most figures need them.")
     print(*files, sep="\n")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from headrace.bench.files import writing
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
@@ -21,9 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} is no folder of results.")
     out = Path(arguments.out) if arguments.out else folder / "report.html"
     page = report(folder, arguments.baseline)
-    try:
+    with writing(f"--out {out}"):
         out.write_text(page)
-    except OSError as error:
-        raise ConfigError(f"--out {out} can't be written: {error.strerror}.") from None
     print(out)
     return 0

@@ -34,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
     if saves:
-        results.check_directory(directory)
+        results.check_directory((directory / (arguments.result_filename or "by default")).parent)
     base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
-    server = serve.Server(base, headers, arguments.insecure)
-    name, root = (arguments.model, arguments.model) if arguments.model else server.first_model()
-    tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
     route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
     url = f"{base}/{route.lstrip('/')}"
     target = Target(url, arguments.backend, headers, arguments.request_timeout, arguments.insecure)
+    server = serve.Server(base, headers, arguments.insecure)
+    name, root = (arguments.model, arguments.model) if arguments.model else server.first_model()
+    tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
     plan = serve.Plan(
         target,
         requests_of(arguments, arguments.served_model_name or name, tokenizer),

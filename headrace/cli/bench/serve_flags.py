@@ -59,7 +59,9 @@ def add_server(parser: FlagParser) -> None:
     add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="[auto]")
     add("--trust-remote-code", action="store_true", help="Run Python code that comes with the tokenizer.")
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
-    add("--header", nargs="*", action="extend", type=pair, default=[], metavar="K=V", help="Headers of every request.")
+    add(
+        "--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Headers of every request."
+    )
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
     add("--ready-check-timeout-sec", type=seconds, default=0.0, metavar="X", help="Wait so long for the server. [0]")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
@@ -140,7 +142,7 @@ def check(arguments: argparse.Namespace) -> None:
     arguments.percentile_metrics = arguments.percentile_metrics or GENERATING
     arguments.goodput = dict(arguments.goodput)
     ramp = arguments.ramp_up_start_rps, arguments.ramp_up_end_rps
-    if (arguments.ramp_up_strategy is None) != (None in ramp):
+    if len({value is None for value in (arguments.ramp_up_strategy, *ramp)}) == 2:
         raise ConfigError("--ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps need each other.")
     if arguments.ramp_up_strategy and arguments.request_rate != float("inf"):
         raise ConfigError("--request-rate and --ramp-up-strategy both say how fast to send: leave one out.")
@@ -202,9 +204,15 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def header(text: str) -> tuple[str, str]:
+    if not (text.isascii() and text.isprintable()):
+        raise argparse.ArgumentTypeError(f"{text!r} has characters that no header can have")
+    return pair(text)
+
+
 def promise(text: str) -> tuple[str, float]:
-    metric, _, limit = text.partition(":")
-    if metric not in PROMISES:
+    metric, colon, limit = text.partition(":")
+    if metric not in PROMISES or not colon:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form METRIC:MS with one of {', '.join(PROMISES)}")
     return metric, rate(limit)
 

@@ -5,9 +5,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.bench.files import writing
 from headrace.bench.numbers import above_zero, listed, natural, positive, rate
 from headrace.cli.parser import FlagParser
-from headrace.errors import ConfigError, HeadraceError
+from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from headrace.bench.experiment import Plan
@@ -73,9 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     sweep = Sweep(plan, lambda line: console.print(line, markup=False))
     try:
-        sweep.run()
-    except OSError as error:
-        raise HeadraceError(f"{plan.folder} can't be written: {error.strerror}.") from None
+        with writing(plan.folder):
+            sweep.run()
     finally:
         if sweep.results:
             conclude(sweep)
