@@ -426,7 +426,10 @@ def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
             ["--ramp-up-strategy", "linear"],
             "--ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps need each other",
         ),
+        (["--ramp-up-start-rps", "1"], "--ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps need each other"),
         (["--goodput", "itl:3"], "'itl:3' is not of the form METRIC:MS"),
+        (["--goodput", "ttft"], "'ttft' is not of the form METRIC:MS"),
+        (["--header", "A=b\nC: d"], "has characters that no header can have"),
         (["--percentile-metrics", "ttft,x"], "there is no metric 'x'"),
         (["--extra-body", "[]"], "--extra-body: '[]' is no JSON object"),
         (
@@ -434,7 +437,10 @@ def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
             "generates nothing: leave the flags of sampling out",
         ),
         (["--save-result", "--result-dir", __file__], "can't be written to: File exists."),
+        (["--save-result", "--result-filename", f"{__file__}/x.json"], "can't be written to: File exists."),
         (["--base-url", "ftp://x"], "'ftp://x/v1/completions' is no http:// or https:// address"),
+        (["--base-url", "http://x:70000"], "is no http:// or https:// address"),
+        (["--base-url", "http://[::1"], "is no http:// or https:// address"),
     ],
 )
 def test_flags_that_cannot_work(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
