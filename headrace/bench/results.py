@@ -52,4 +52,5 @@ def file_name(result: dict[str, Any]) -> str:
         rate = f"{result['request_rate']}qps"
     concurrency = "" if result["max_concurrency"] is None else f"-concurrency{result['max_concurrency']}"
     model = result["model_id"].rstrip("/").split("/")[-1]
-    return f"{result['label'] or result['backend']}-{rate}{concurrency}-{model}-{result['date']}.json"
+    label = (result["label"] or result["backend"]).replace("/", "_")
+    return f"{label}-{rate}{concurrency}-{model}-{result['date']}.json"

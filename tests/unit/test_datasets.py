@@ -251,15 +251,18 @@ def test_burstgpt_takes_lengths_of_answered_gpt4_requests(tmp_path: Path) -> Non
         (["--dataset-name", "random-rerank"], "needs a tokenizer"),
         (["--dataset-name", "custom"], "give --dataset-path"),
         (["--dataset-name", "timed_trace", "--input-len", "5"], "--input-len does not suit --dataset-name timed_trace"),
-        (["--dataset-name", "timed_trace", "--dataset-path", "BAD"], "line 1 of .* is not JSON"),
+        (["--dataset-name", "timed-trace", "--dataset-path", "BAD"], "line 1 of .* is not JSON"),
+        (["--dataset-name", "timed_trace", "--dataset-path", "BYTES"], "line 1 of .* is not JSON"),
         (["--dataset-name", "burstgpt", "--dataset-path", "BAD"], "is not BurstGPT's CSV file"),
         (["--dataset-name", "prefix_repetition", "--num-prompts", "3"], "--num-prompts 3 is fewer than"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path: Path, flags: list[str], sentence: str) -> None:
-    (tmp_path / "bad").write_text("no dataset\nat all\n")
+    files = {"BAD": b"no dataset\nat all\n", "BYTES": b"\x8a\xff\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
-        draw(None, *(str(tmp_path / "bad") if flag == "BAD" else flag for flag in flags))
+        draw(None, *(str(tmp_path / flag) if flag in files else flag for flag in flags))
 
 
 @pytest.mark.parametrize(

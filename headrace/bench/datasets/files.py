@@ -68,7 +68,9 @@ def sonnet(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     if prefix_len >= input_len:
         raise ConfigError(f"--sonnet-prefix-len {prefix_len} must be less than --sonnet-input-len {input_len}.")
     path = arguments.dataset_path or resources.files(__package__) / "verse.txt"
-    lines = [line + "\n" for line in path.read_text("utf-8").splitlines() if line.strip()]
+    lines = [line + "\n" for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path} holds no lines of verse.")
     prefix, next_line = REQUEST, 0
     while next_line < len(lines) and writer.count(prefix + lines[next_line]) <= prefix_len:
         prefix, next_line = prefix + lines[next_line], next_line + 1
@@ -126,13 +128,13 @@ def needs_path(arguments: argparse.Namespace) -> Path:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except ValueError as error:  # of bytes that are no text, too
                 raise ConfigError(f"line {number} of {path} is not JSON: {error}.") from None
             if not isinstance(row, dict):
                 raise ConfigError(f"line {number} of {path} is not a JSON object.")

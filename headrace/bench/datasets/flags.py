@@ -97,7 +97,9 @@ def settled(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**values)
 
 
-def known(name: str) -> str:
+def known(text: str) -> str:
+    """The dataset of that name, with dashes or underscores."""
+    name = {spelling.replace("_", "-"): spelling for spelling in PREFIXES | ELSEWHERE}.get(text.replace("_", "-"), text)
     if name in ELSEWHERE:
         raise argparse.ArgumentTypeError(f"{name} needs {ELSEWHERE[name]}, which these benchmarks don't take")
     if name not in PREFIXES:
