@@ -19,7 +19,7 @@ from headrace.bench.parameters import (
     with_defaults,
     with_flags,
 )
-from headrace.bench.server import as_typed, flag_value
+from headrace.bench.server import as_typed, flag_value, key_of
 from headrace.bench.snapshot import COMMANDS
 from headrace.errors import ConfigError
 
@@ -55,6 +55,11 @@ class Plan:
     ready_seconds: float = 300.0
     show: bool = False
     keep_going: bool = False
+
+    @property
+    def key(self) -> str | None:
+        """The server's API key."""
+        return key_of(self.serve or [])
 
     def benches(self, serve_set: Parameters) -> list[Parameters]:
         return [bench_set for bench_set in self.bench_sets if linked(serve_set, bench_set, self.links)]

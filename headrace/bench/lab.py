@@ -17,8 +17,9 @@ import numpy as np
 from headrace.bench import snapshot
 from headrace.bench.files import write_json
 from headrace.bench.parameters import has_flag, with_defaults, with_flags
+from headrace.bench.remote import WORK_SECONDS, bearer, connected, first_model, key_environment
 from headrace.bench.report import report
-from headrace.bench.server import HEADRACE, as_typed, run_command, serving, tail, url_of
+from headrace.bench.server import HEADRACE, as_typed, key_of, run_command, serving, tail, url_of
 from headrace.errors import HeadraceError
 
 QUESTIONS = (
@@ -56,7 +57,7 @@ class Lab:
 def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
     """Returns how many parts failed; a failed part is told in the report. Raises HeadraceError if no server starts."""
     serve, url = with_debug_log(lab.serve), url_of(lab.serve)
-    key = snapshot.api_key(serve)
+    key = key_of(serve)
     bench = bench_command(lab, url)
     write_json(lab.folder / snapshot.COMMANDS, {"serve_cmd": as_typed(serve), "bench_cmd": as_typed(bench)})
     say("taking down the environment")
@@ -67,7 +68,7 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
     started = time.monotonic()
     with (
         serving(serve, url, log, ready_seconds=lab.ready_seconds, show=lab.show, environment=debug),
-        snapshot.client(url, key) as server,
+        connected(url, bearer(key)) as server,
     ):
         say(f"ready after {time.monotonic() - started:.1f} s")
         snapshot.save_versions(server, lab.folder)
@@ -96,7 +97,7 @@ def measure(lab: Lab, bench: Sequence[str], key: str | None, say: Callable[[str]
     """Run the benchmark; whether it failed."""
     say(f"measuring: {as_typed(bench)}")
     log = lab.folder / "benchmark.log"
-    code = run_command(bench, log, show=lab.show, environment={"OPENAI_API_KEY": key} if key else None)
+    code = run_command(bench, log, show=lab.show, environment=key_environment(key))
     if code:
         say(f"the benchmark ended with code {code}:\n{tail(log)}")
     return code != 0
@@ -106,10 +107,10 @@ def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bo
     """Ask questions one after another and keep what the answers took; whether that failed."""
     kept: dict[str, Any] = {"chats": []}
     try:
-        models = server.get("/v1/models").raise_for_status().json()["data"]
+        model = first_model(server)["id"]
         for number in range(lab.chats):
             question = QUESTIONS[number % len(QUESTIONS)]
-            kept["chats"].append(ask(server, models[0]["id"], question, lab.chat_tokens))
+            kept["chats"].append(ask(server, model, question, lab.chat_tokens))
     except (httpx.HTTPError, HeadraceError, ValueError, LookupError) as error:
         kept["error"] = f"The chat check ended early: {error}"
         say(kept["error"])
@@ -137,7 +138,7 @@ def ask(server: httpx.Client, model: str, question: str, max_tokens: int) -> dic
     }
     started = time.perf_counter()
     first, answer, tokens = None, "", 0
-    with server.stream("POST", "/v1/chat/completions", json=body) as response:
+    with server.stream("POST", "/v1/chat/completions", json=body, timeout=WORK_SECONDS) as response:
         if not response.is_success:
             raise HeadraceError(f"the server answered {response.status_code}: {response.read().decode()[:500]}")
         for line in response.iter_lines():

@@ -1,4 +1,4 @@
-"""A load on a server, from arrivals to outcomes: client processes, the terminal's progress, what the server tells.
+"""A load on a server, from arrivals to outcomes: client processes, the terminal's progress, requests before it.
 
 Knows no flags, no figures and no files.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from time import perf_counter, sleep
 
-import httpx
 import msgspec
 import numpy as np
 from rich.console import Console
@@ -25,8 +24,6 @@ from headrace.errors import HeadraceError
 LEAD_SECONDS = 0.05  # from telling the processes when to begin until then
 SHOW_SECONDS = 0.25
 RETRY_SECONDS = 1.0
-ASK_SECONDS = 10.0  # for what isn't measured: lists of models, metrics
-PROFILE_SECONDS = 600.0  # a trace of many steps takes its time to write
 MESSAGES = msgspec.msgpack.Decoder(Tally | Outcomes)
 
 
@@ -229,7 +226,7 @@ def describe(tally: Tally, seconds: float) -> str:
     return " · ".join(parts)
 
 
-# -- before and after the load --------------------------------------------------------------------------------------
+# -- before the load ------------------------------------------------------------------------------------------------
 
 
 def wait_ready(target: Target, request: Request, seconds: float) -> None:
@@ -256,45 +253,3 @@ async def try_out(target: Target, requests: list[Request]) -> list[str]:
         if result is not None and not isinstance(result, BadReply | Lost):
             raise result
     return [str(result) for result in results if result is not None]
-
-
-@dataclass(frozen=True)
-class Server:
-    """What a server tells about itself, beside the requests measured. ``base``: its address without a route."""
-
-    base: str
-    headers: dict[str, str]
-    insecure: bool = False
-
-    def first_model(self) -> tuple[str, str]:
-        """The first model served: its name, and where its files are. Raises HeadraceError if there is none."""
-        try:
-            card = self._ask("GET", "/v1/models").raise_for_status().json()["data"][0]
-            return card["id"], card.get("root") or card["id"]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise HeadraceError(f"{self.base} names no model ({reason}): add --model.") from None
-
-    def metrics(self) -> str | None:
-        """The text of /metrics, if the server has it."""
-        try:
-            response = self._ask("GET", "/metrics")
-        except httpx.HTTPError:
-            return None
-        return response.text if response.is_success else None
-
-    def profile(self, action: str) -> None:
-        """POST /start_profile or /stop_profile. Raises HeadraceError if the server doesn't take it."""
-        try:
-            response = self._ask("POST", f"/{action}_profile", PROFILE_SECONDS)
-        except httpx.HTTPError as error:
-            raise HeadraceError(f"/{action}_profile was not answered: {error}.") from None
-        if not response.is_success:
-            raise HeadraceError(
-                f"the server answered {response.status_code} to /{action}_profile: start it with --profiler-config."
-            )
-
-    def _ask(self, method: str, path: str, timeout: float = ASK_SECONDS) -> httpx.Response:
-        return httpx.request(  # without a proxy, as the requests measured
-            method, self.base + path, headers=self.headers, verify=not self.insecure, timeout=timeout, trust_env=False
-        )

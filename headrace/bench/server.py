@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from headrace.bench.remote import api_key
 from headrace.errors import ConfigError, HeadraceError
 
 HEADRACE = [sys.executable, "-m", "headrace"]
@@ -58,6 +59,11 @@ def flag_value(words: Sequence[str], *flags: str) -> str | None:
     return found
 
 
+def key_of(words: Sequence[str]) -> str | None:
+    """The key that a server's command asks for, else the environment's."""
+    return flag_value(words, "--api-key") or api_key()
+
+
 def url_of(words: Sequence[str]) -> str:
     """Where the server of a command will be: from its --host and --port, vLLM's defaults otherwise."""
     port = flag_value(words, "--port") or "8000"
@@ -85,11 +91,11 @@ def serving(
     Raises HeadraceError, with the end of the log, if it ends or is not ready in ``ready_seconds``; ConfigError if
     somebody serves there already, whom we would measure instead.
     """
-    if answers(url):
+    if health(url) is not None:
         raise ConfigError(f"something already answers at {url}: stop it, or give the new server another --port.")
     with running(words, log, show=show, environment=environment) as process:
         deadline = time.monotonic() + ready_seconds
-        while not healthy(url):
+        while health(url) != 200:
             if process.poll() is not None:
                 raise HeadraceError(f"the server ended with code {process.returncode}:\n{tail(log)}")
             if time.monotonic() > deadline:
@@ -207,22 +213,17 @@ def following(log: Path) -> Iterator[None]:
         thread.join()
 
 
-def answers(url: str) -> bool:
-    """Whether anybody listens there at all. Certificates don't matter: a probe bears no secret."""
+def health(url: str) -> int | None:
+    """The status of /health there; 0 if it makes no sense, None if nobody listens.
+
+    Certificates don't matter: a probe bears no secret.
+    """
     try:
-        httpx.get(f"{url}/health", timeout=5, verify=False)
+        return httpx.get(f"{url}/health", timeout=5, verify=False, trust_env=False).status_code
     except httpx.ConnectError:
-        return False
+        return None
     except httpx.HTTPError:
-        return True
-    return True
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5, verify=False).status_code == 200
-    except httpx.HTTPError:
-        return False
+        return 0
 
 
 def tail(log: Path) -> str:

@@ -22,7 +22,8 @@ from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import read_json, write_json
 from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
-from headrace.bench.server import answers, as_typed, flag_value, run_command, serving, tail
+from headrace.bench.remote import WORK_SECONDS, bearer, connected, key_environment
+from headrace.bench.server import as_typed, flag_value, health, run_command, serving, tail
 from headrace.errors import ConfigError, HeadraceError
 
 RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # vLLM's, in its development mode
@@ -107,9 +108,7 @@ class Sweep:
         command = self.plan.bench_command(bench_set, number, output)
         log = output.with_name(output.name.split(".")[0] + ".log")
         failure = log.with_suffix(".failure.json")
-        key = snapshot.api_key(self.plan.serve)
-        environment = {"OPENAI_API_KEY": key} if key else None
-        code = run_command(command, log, show=self.plan.show, environment=environment)
+        code = run_command(command, log, show=self.plan.show, environment=key_environment(self.plan.key))
         result = read_json(output) if output.exists() else None
         if output.name != "warmup.json":
             output.unlink(missing_ok=True)
@@ -129,8 +128,8 @@ class Sweep:
             if code := run_command(self.plan.after_bench, log, show=self.plan.show):
                 raise HeadraceError(f"--after-bench-cmd ended with code {code}; {log} ends:\n{tail(log)}")
         elif self.plan.serve:
-            with snapshot.client(self.plan.url, snapshot.api_key(self.plan.serve)) as server:
-                replies = [server.post(route) for route in RESET_ROUTES]
+            with connected(self.plan.url, bearer(self.plan.key)) as server:
+                replies = [server.post(route, timeout=WORK_SECONDS) for route in RESET_ROUTES]
             if not replies[0].is_success and not own_seeds and not self._warned:
                 self._warned = True
                 self._say(f"{RESET_ROUTES[0]} is not there: a run with the prompts of another finds them in the cache")
@@ -158,11 +157,10 @@ class Sweep:
     def _server(self, serve_set: Parameters) -> Iterator[subprocess.Popen[bytes] | None]:
         """The server of a parameter set, or the one that runs already; its metrics before and after are kept."""
         name = file_name(f"SERVE--{name_of(serve_set)}")
-        key = snapshot.api_key(self.plan.serve)
         if self.plan.serve is None:
-            if not answers(self.plan.url):
+            if health(self.plan.url) is None:
                 raise HeadraceError(f"no server answers at {self.plan.url}.")
-            with self._observed(name, key):
+            with self._observed(name):
                 yield None
             return
         command, log = self.plan.server_command(serve_set), self.plan.folder / f"{name}.log"
@@ -175,14 +173,14 @@ class Sweep:
             show=self.plan.show,
             environment={"VLLM_SERVER_DEV_MODE": "1"},  # has the routes that reset caches
         )
-        with server as process, self._observed(name, key):
+        with server as process, self._observed(name):
             yield process
 
     @contextmanager
-    def _observed(self, name: str, key: str | None) -> Iterator[None]:
-        with snapshot.client(self.plan.url, key) as server:
-            self._longest = snapshot.max_model_len(server)
-            snapshot.save_versions(server, self.plan.folder)
+    def _observed(self, name: str) -> Iterator[None]:
+        with connected(self.plan.url, bearer(self.plan.key)) as server:
+            models = snapshot.save_versions(server, self.plan.folder)
+            self._longest = models[0].get("max_model_len") if models else None
             snapshot.save_metrics(server, self.plan.folder / f"{name}.{snapshot.METRICS_BEFORE}")
             try:
                 yield

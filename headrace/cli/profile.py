@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -87,12 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def record_server(given: argparse.Namespace, directory: Path) -> tuple[Path, int]:
     """The trace that a server recorded, and the command's exit code."""
+    from headrace.bench.remote import api_key
     from headrace.profiling.capture import Server, run_command, traces_since
 
     if given.command and (given.num_steps or given.seconds):
         raise ConfigError("the recording lasts as long as the command: leave --num-steps and --seconds out.")
-    key = given.api_key or os.environ.get("HEADRACE_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    server, started = Server(given.url, key), time.time()
+    server, started = Server(given.url, given.api_key or api_key()), time.time()
     if given.command:
         code, files = server.record(lambda: run_command(given.command, quiet=given.json))
     else:

@@ -199,7 +199,7 @@ def test_no_server_is_left_behind(tmp_path: Path, scripts: dict[str, str], numbe
     else:
         (pid,) = map(int, (tmp_path / "server.pids").read_text().split())
         os.kill(pid, signal.SIGKILL)
-    assert not server_module.answers(scripts["url"])
+    assert server_module.health(scripts["url"]) is None
 
 
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:

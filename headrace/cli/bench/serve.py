@@ -8,15 +8,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench import datasets
+import httpx
+
+from headrace.bench import datasets, measures, remote, results, serve
+from headrace.bench.client import Target
+from headrace.bench.load import Request
+from headrace.bench.serve import Plan, Run
 from headrace.cli.bench import serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
 from headrace.config.options import LoadOptions, ModelOptions
 from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
-    from headrace.bench.load import Request
-    from headrace.bench.serve import Plan, Run, Server
     from headrace.frontend.tokenizer import Tokenizer
 
 __all__ = ["add_arguments", "run"]
@@ -27,9 +30,6 @@ ANY_VOCABULARY = 256  # token ids that every model has
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from headrace.bench import measures, results, serve
-    from headrace.bench.client import Target
-
     serve_flags.check(arguments)
     saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
@@ -39,10 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
     url = f"{base}/{route.lstrip('/')}"
     target = Target(url, arguments.backend, headers, arguments.request_timeout, arguments.insecure)
-    server = serve.Server(base, headers, arguments.insecure)
-    name, root = (arguments.model, arguments.model) if arguments.model else server.first_model()
+    server = remote.connected(base, headers, arguments.insecure)
+    card = {"id": arguments.model, "root": arguments.model} if arguments.model else remote.first_model(server)
+    name, root = card["id"], card["root"]
     tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
-    plan = serve.Plan(
+    plan = Plan(
         target,
         requests_of(arguments, arguments.served_model_name or name, tokenizer),
         arguments.max_concurrency,
@@ -77,14 +78,11 @@ def load_tokenizer(arguments: argparse.Namespace, root: str) -> "Tokenizer":
     return Tokenizer(source.load_tokenizer(source.resolve(model, load), model, load))
 
 
-def requests_of(arguments: argparse.Namespace, model: str, tokenizer: "Tokenizer | None") -> "list[Request]":
-    from headrace.bench.load import Request
-    from headrace.bench.serve import arrivals
-
+def requests_of(arguments: argparse.Namespace, model: str, tokenizer: "Tokenizer | None") -> list[Request]:
     samples = datasets.draw(arguments, tokenizer, tokenizer.vocab_size if tokenizer else ANY_VOCABULARY)
     api, fields = serve_flags.api_of(arguments), serve_flags.request_fields(arguments)
     rate, ramp_up = arguments.request_rate, serve_flags.ramp_up_of(arguments)
-    times = arrivals(len(samples), rate, arguments.burstiness, arguments.seed, ramp_up)
+    times = serve.arrivals(len(samples), rate, arguments.burstiness, arguments.seed, ramp_up)
     return [
         Request(
             index,
@@ -97,29 +95,27 @@ def requests_of(arguments: argparse.Namespace, model: str, tokenizer: "Tokenizer
     ]
 
 
-def put_on(plan: "Plan", server: "Server", arguments: argparse.Namespace) -> "tuple[Run, str | None, str | None]":
+def put_on(plan: Plan, server: httpx.Client, arguments: argparse.Namespace) -> tuple[Run, str | None, str | None]:
     """Run a plan, with what comes before and after it. Also returns the server's metrics before and after."""
-    from headrace.bench import serve
-
     first = plan.requests[0]
     if arguments.ready_check_timeout_sec > 0:
         serve.wait_ready(plan.target, first, arguments.ready_check_timeout_sec)
     if arguments.num_warmups > 0:
         serve.warm_up(plan.target, first, arguments.num_warmups)
-    before = server.metrics()
+    before = remote.text_of(server, "/metrics")
     if arguments.profile:
-        server.profile("start")
+        remote.profile(server, "start")
     done = serve.run(plan)
-    after = server.metrics()
+    after = remote.text_of(server, "/metrics")
     if arguments.profile:
         try:
-            server.profile("stop")
+            remote.profile(server, "stop")
         except HeadraceError as error:  # the figures are worth more than the trace
             print(f"headrace: warning: {error}", file=sys.stderr)
     return done, before, after
 
 
-def count_tokens(done: "Run", tokenizer: "Tokenizer | None") -> None:
+def count_tokens(done: Run, tokenizer: "Tokenizer | None") -> None:
     """Count the output tokens of servers that don't: in the text, or else a token a piece."""
     for outcome in done.outcomes:
         if outcome.output_len is None:
@@ -151,10 +147,8 @@ def heading(
     return result
 
 
-def beyond(arguments: argparse.Namespace, plan: "Plan", done: "Run", **detailed: Any) -> dict[str, Any]:
+def beyond(arguments: argparse.Namespace, plan: Plan, done: Run, **detailed: Any) -> dict[str, Any]:
     """Keys that vLLM's results don't have."""
-    from headrace.bench import measures
-
     result: dict[str, Any] = {
         "num_client_processes": done.processes,
         "client_busy": done.busy,
@@ -167,9 +161,7 @@ def beyond(arguments: argparse.Namespace, plan: "Plan", done: "Run", **detailed:
     return result | (detailed if arguments.save_detailed else {})
 
 
-def print_result(arguments: argparse.Namespace, plan: "Plan", done: "Run", result: dict[str, Any]) -> None:
-    from headrace.bench import measures
-
+def print_result(arguments: argparse.Namespace, plan: Plan, done: Run, result: dict[str, Any]) -> None:
     pooling, percentiles = not plan.target.api.streamed, arguments.metric_percentiles
     lines = measures.table(result, arguments.percentile_metrics, percentiles, pooling)
     if "schedule" in result:
@@ -188,10 +180,8 @@ def print_result(arguments: argparse.Namespace, plan: "Plan", done: "Run", resul
     print(*lines, sep="\n")
 
 
-def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any], done: "Run") -> list[str]:
+def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any], done: Run) -> list[str]:
     """Save the result, with details also the figures of each request as text and CSV. Returns what went wrong."""
-    from headrace.bench import measures, results
-
     path = directory / (arguments.result_filename or results.file_name(result))
     siblings = {}
     if arguments.save_detailed:

@@ -2,20 +2,18 @@
 
 import argparse
 import json
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.bench import datasets
+from headrace.bench.api import APIS, Api
+from headrace.bench.measures import TITLES
 from headrace.bench.numbers import listed, natural, number, positive, rate
+from headrace.bench.remote import api_key, bearer
+from headrace.bench.serve import RampUp
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
-if TYPE_CHECKING:
-    from headrace.bench.api import Api
-    from headrace.bench.serve import RampUp
-
 GENERATING = ["ttft", "tpot", "itl"]
-METRICS = [*GENERATING, "e2el", "client_queue_time", "e2el_including_client_queue"]
 PROMISES = ("ttft", "tpot", "e2el")  # what --goodput can ask for
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 SAVING = ("save_result", "append_result", "save_detailed", "result_dir", "result_filename")  # each asks for a file
@@ -106,7 +104,7 @@ def add_request(parser: FlagParser) -> None:
 
 def add_output(parser: FlagParser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--percentile-metrics", type=metrics, metavar="LIST", help=f"Of {','.join(METRICS)}. [ttft,tpot,itl]")
+    add("--percentile-metrics", type=metrics, metavar="LIST", help=f"Of {','.join(TITLES)}. [ttft,tpot,itl]")
     add("--metric-percentiles", type=percentiles, default=[99.0], metavar="LIST", help="[99]")
     add(
         "--goodput",
@@ -148,9 +146,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--request-rate and --ramp-up-strategy both say how fast to send: leave one out.")
 
 
-def api_of(arguments: argparse.Namespace) -> "Api":
-    from headrace.bench.api import APIS
-
+def api_of(arguments: argparse.Namespace) -> Api:
     if arguments.backend not in APIS:
         raise ConfigError(f"there is no --backend {arguments.backend!r}; there are {', '.join(APIS)}.")
     return APIS[arguments.backend]
@@ -164,9 +160,7 @@ def base_url(arguments: argparse.Namespace) -> str:
 
 
 def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
-    keys = (os.environ.get(name) for name in ("HEADRACE_API_KEY", "OPENAI_API_KEY"))
-    key = next((key for key in keys if key), None)
-    return ({"Authorization": f"Bearer {key}"} if key else {}) | dict(arguments.header)
+    return bearer(api_key()) | dict(arguments.header)
 
 
 def request_fields(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -179,9 +173,7 @@ def request_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     return fields | arguments.extra_body
 
 
-def ramp_up_of(arguments: argparse.Namespace) -> "RampUp | None":
-    from headrace.bench.serve import RampUp
-
+def ramp_up_of(arguments: argparse.Namespace) -> RampUp | None:
     if arguments.ramp_up_strategy is None:
         return None
     return RampUp(arguments.ramp_up_strategy, arguments.ramp_up_start_rps, arguments.ramp_up_end_rps)
@@ -219,8 +211,8 @@ def promise(text: str) -> tuple[str, float]:
 
 def metrics(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
-    if unknown := set(names) - set(METRICS):
-        raise argparse.ArgumentTypeError(f"there is no metric {min(unknown)!r}; there are {', '.join(METRICS)}")
+    if unknown := set(names) - set(TITLES):
+        raise argparse.ArgumentTypeError(f"there is no metric {min(unknown)!r}; there are {', '.join(TITLES)}")
     return names
 
 
