@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def sonnet(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     input_len, prefix_len = arguments.sonnet_input_len, arguments.sonnet_prefix_len
     if prefix_len >= input_len:
         raise ConfigError(f"--sonnet-prefix-len {prefix_len} must be less than --sonnet-input-len {input_len}.")
-    path = arguments.dataset_path or resources.files(__package__) / "verse.txt"
+    path: Path = arguments.dataset_path or Path(__file__).with_name("verse.txt")
     lines = [line + "\n" for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"{path} holds no lines of verse.")
