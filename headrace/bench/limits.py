@@ -69,12 +69,6 @@ class Ceilings:
         """Of the layers' products with one token."""
         return cost.layer_flops / (self.layer_flops_per_second or self.flops_per_second)
 
-    def decode_seconds(self, model: Costed, batch: int, context: float) -> float:
-        return self.decode_step(model, batch, context).total
-
-    def prefill_seconds(self, model: Costed, tokens: int) -> float:
-        return self.prefill_step(model, tokens).total
-
 
 def weights_read(cost: StepCost, tokens: float) -> float:
     """Bytes of weights that a step of ``tokens`` tokens reads: of experts those expected if all are as likely."""

@@ -1,11 +1,9 @@
-"""Figures out of what became of the requests: vLLM's metrics and JSON keys, its printed table, lists by request.
+"""Figures out of what became of the requests: vLLM's metrics and JSON keys, its printed table.
 
 Definitions are those of ``vllm bench serve``: TPOT is (latency - TTFT) / (output tokens - 1), percentiles interpolate
 linearly as NumPy's do, failed requests count in no latency. Knows no server and no clock.
 """
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -243,37 +241,3 @@ def drafts_in(metrics: str) -> defaultdict[str, float]:
                     name = sample.labels.get("position") or family.name.removeprefix(SPECULATION)
                     counts[name] += sample.value
     return counts
-
-
-COLUMNS = ("index", "input_len", "output_len", "scheduled_s", "queue_s", "ttft_ms", "tpot_ms", "e2el_ms", "error")
-
-
-def by_request(outcomes: Sequence[Outcome], begin: float) -> list[list[str]]:
-    """Rows of COLUMNS; empty where a request has no such figure. ``scheduled_s`` is after ``begin``."""
-    rows = []
-    for outcome in outcomes:
-        times = [None if outcome.error else 1000 * outcome.ttft, None if outcome.error else tpot(outcome)]
-        if times[1] is not None:
-            times[1] *= 1000
-        times.append(None if outcome.error else 1000 * outcome.latency)
-        rows.append(
-            [
-                *(str(n) for n in (outcome.index, outcome.prompt_len, outcome.output_len or 0)),
-                *(f"{seconds:.6f}" for seconds in (outcome.due - begin, outcome.start - outcome.due)),
-                *("" if value is None else f"{value:.3f}" for value in times),
-                outcome.error,
-            ]
-        )
-    return rows
-
-
-def as_csv(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    return text.getvalue()
-
-
-def as_text(rows: list[list[str]]) -> str:
-    lines = [list(COLUMNS), *([cell or "-" for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join("  ".join(map(str.rjust, line, widths)).rstrip() + "\n" for line in lines)

@@ -68,7 +68,7 @@ class Run:
         """That the device would have needed, had all sequences run at once."""
         prefill = sum(ceilings.prefill_step(info, length).products for length in self.computed)
         steps = self.decoded / len(self.outputs)
-        return prefill + steps * ceilings.decode_seconds(info, len(self.outputs), self.context)
+        return prefill + steps * ceilings.decode_step(info, len(self.outputs), self.context).total
 
 
 def latency(
@@ -113,7 +113,7 @@ def latency(
     if output_len > 1:
         seconds, context = statistics.median(steps), input_len + output_len / 2
         used = limits.utilization(info, ceilings, seconds=seconds, steps=1, output_tokens=rows, context=context)
-        result["decode_step"] = spread(steps) | {"limit": ceilings.decode_seconds(info, rows, context)}
+        result["decode_step"] = spread(steps) | {"limit": ceilings.decode_step(info, rows, context).total}
         result["decode_step"] |= used._asdict()
     return result | facts(llm, ceilings, files)
 

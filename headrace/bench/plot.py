@@ -1,9 +1,8 @@
-"""`headrace bench plot`: figures of results, and their requests' TTFT and TPOT as text and CSV.
+"""`headrace bench plot`: figures of results, and lists of their requests as text and CSV.
 
 A figure is a function from results to a matplotlib Figure, or to None where the results lack what it shows.
 """
 
-import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from headrace.bench.reading import Array, Requests, Result, requests_of
+from headrace.bench.reading import COLUMNS, Array, Requests, Result, as_csv, as_text, requests_of, rows_of
 
 INK = "#23262b"  # of text and axes; a page replaces it by its own
 COLORS = ("#2f7ed8", "#e8743b", "#19a979", "#c0418f", "#8f6ed5", "#b58900", "#13a4b4", "#dc4545", "#7a869a", "#6b8e23")
@@ -221,21 +220,15 @@ def svg(draw: Draw, results: Sequence[Result]) -> str | None:
 
 
 def save_requests(results: Sequence[Result], folder: Path) -> list[Path]:
-    """TTFT and TPOT of every request: a text file for each result, one CSV file of all. Returns the files."""
-    header = ("request", "input_tokens", "output_tokens", "ttft_ms", "tpot_ms")
+    """The times of every request: a text file for each result, one CSV file of all. Returns the files."""
     files, everything = [], []
     for result in results:
-        if not result.detailed:
-            continue
-        r = requests_of(result)
-        rows = zip(range(len(r.ttft)), r.input_len.astype(int), r.output_len.astype(int), r.ttft, r.tpot, strict=True)
-        lines = [f"{i:>8} {n_in:>14} {n_out:>15} {ttft:>12.3f} {tpot:>12.3f}" for i, n_in, n_out, ttft, tpot in rows]
-        name = re.sub(r"[^\w.=-]+", "_", result.name)
-        files.append(folder / f"requests-{name}.txt")
-        files[-1].write_text("\n".join(["{:>8} {:>14} {:>15} {:>12} {:>12}".format(*header), *lines]) + "\n")
-        everything += [[result.name, *line.split()] for line in lines]
+        if result.detailed:
+            rows, name = rows_of(result), re.sub(r"[^\w.=-]+", "_", result.name)
+            files.append(folder / f"requests-{name}.txt")
+            files[-1].write_text(as_text(COLUMNS, rows))
+            everything += [[result.name, *row] for row in rows]
     if files:
         files.append(folder / "requests.csv")
-        with files[-1].open("w", newline="") as file:
-            csv.writer(file).writerows([["configuration", *header], *everything])
+        files[-1].write_text(as_csv(("configuration", *COLUMNS), everything))
     return files

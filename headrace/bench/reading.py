@@ -1,8 +1,10 @@
-"""Results that `bench serve` wrote, ours or vLLM's, read back: found, named, and taken apart by request.
+"""Results that `bench serve` wrote, ours or vLLM's, read back: found, named, taken apart by request and listed.
 
 The keys are vLLM's (`vllm bench serve --save-result --save-detailed`). Knows neither figures nor pages.
 """
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -17,6 +19,7 @@ from headrace.bench.files import unreadable
 from headrace.errors import ConfigError
 
 NO_RESULTS = ("warmup.json", "summary.json", ".failure.json", ".partial.json", ".pytorch.json")  # how such names end
+COLUMNS = ("request", "input_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms")  # of a list of requests
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -38,14 +41,16 @@ class Result:
 class Requests:
     """The successful requests of a result, in the order they were sent: one value each, times in milliseconds.
 
-    ``tpot`` is NaN where there is but one output token; ``itl`` are the gaps between output pieces, by request.
-    ``start`` is since the first request's; empty where the result does not tell.
+    ``index`` is the place among all requests. ``tpot`` is NaN where there is but one output token; ``itl`` are the gaps
+    between output pieces, by request. ``start`` is since the first request's; empty where the result does not tell.
     """
 
+    index: Array
     input_len: Array
     output_len: Array
     ttft: Array
     tpot: Array
+    e2el: Array
     itl: list[Array]
     start: Array
 
@@ -53,8 +58,8 @@ class Requests:
 def requests_of(result: Result) -> Requests:
     data = result.data
     count = len(data["ttfts"])
-    errors = data.get("errors") or [""] * count
-    good = [i for i in range(count) if not errors[i] and data["output_lens"][i] > 0]
+    errors = data.get("errors") or [not tokens for tokens in data["output_lens"]]
+    good = [i for i in range(count) if not errors[i]]
     chosen = {key: np.array([data[key][i] for i in good], float) for key in ("input_lens", "output_lens", "ttfts")}
     itls = [np.array(data["itls"][i], float) if data.get("itls") else np.array([]) for i in good]
     latencies = data.get("latencies") or []
@@ -66,10 +71,12 @@ def requests_of(result: Result) -> Requests:
     tpot = np.divide(decoding, steps, out=np.full(len(good), np.nan), where=steps > 0)
     starts = np.array([data["start_times"][i] for i in good], float) if data.get("start_times") else np.array([])
     return Requests(
+        index=np.array(good, float),
         input_len=chosen["input_lens"],
         output_len=chosen["output_lens"],
         ttft=1000 * chosen["ttfts"],
         tpot=1000 * tpot,
+        e2el=1000 * (chosen["ttfts"] + decoding),
         itl=[1000 * gaps for gaps in itls],
         start=1000 * (starts - starts.min(initial=np.inf)) if len(starts) else starts,
     )
@@ -135,6 +142,28 @@ def unique(names: Sequence[str], files: Sequence[Path]) -> list[str]:
         seen[name] += 1
         result.append(f"{name} #{seen[name]}" if counts[name] > 1 else name)
     return result
+
+
+def rows_of(result: Result) -> list[list[str]]:
+    """COLUMNS of each successful request."""
+    requests = requests_of(result)
+    counts = zip(requests.index, requests.input_len, requests.output_len, strict=True)
+    times = zip(requests.ttft, requests.tpot, requests.e2el, strict=True)
+    return [
+        [*(f"{count:.0f}" for count in three), *(f"{ms:.3f}" for ms in others)]
+        for three, others in zip(counts, times, strict=True)
+    ]
+
+
+def as_csv(columns: Sequence[str], rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
+def as_text(columns: Sequence[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in (columns, *rows))
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

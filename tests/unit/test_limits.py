@@ -19,9 +19,9 @@ EXPERTS = Model(StepCost(1000, 900, 100, 2, 4, expert_bytes=800, expert_share=0.
 
 
 def test_a_step_reads_or_multiplies_its_weights_whichever_takes_longer_and_then_the_cache() -> None:
-    assert CEILINGS.decode_seconds(DENSE, batch=1, context=50) == pytest.approx(1.0 + 0.1)
-    assert CEILINGS.decode_seconds(DENSE, batch=20, context=50) == pytest.approx(2.0 + 2.0)
-    assert CEILINGS.prefill_seconds(DENSE, tokens=100) == pytest.approx((90_000 + 20_000 + 100) / 10_000)
+    assert CEILINGS.decode_step(DENSE, batch=1, context=50).total == pytest.approx(1.0 + 0.1)
+    assert CEILINGS.decode_step(DENSE, batch=20, context=50).total == pytest.approx(2.0 + 2.0)
+    assert CEILINGS.prefill_step(DENSE, tokens=100).total == pytest.approx((90_000 + 20_000 + 100) / 10_000)
 
 
 def test_a_step_reads_the_experts_that_its_tokens_are_expected_to_choose() -> None:
@@ -39,10 +39,10 @@ def test_layers_with_a_window_see_no_more_tokens() -> None:
 
 
 def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
-    seconds = CEILINGS.decode_seconds(DENSE, 1, 50)
+    seconds = CEILINGS.decode_step(DENSE, 1, 50).total
     decoding = utilization(DENSE, CEILINGS, seconds=10 * seconds, steps=10, output_tokens=10, context=50)
     assert decoding.mbu == pytest.approx(1.0)
     assert decoding.mfu == pytest.approx(10 * (1000 + 50 * 4) / (10 * seconds) / 10_000)
-    prompts = utilization(DENSE, CEILINGS, seconds=CEILINGS.prefill_seconds(DENSE, 100), steps=1, prompts=[100])
+    prompts = utilization(DENSE, CEILINGS, seconds=CEILINGS.prefill_step(DENSE, 100).total, steps=1, prompts=[100])
     assert prompts.mfu == pytest.approx(1.0)
     assert 0 < prompts.mbu < 1

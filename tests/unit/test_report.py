@@ -95,8 +95,16 @@ def test_plot_writes_figures_and_lists(files: list[Path], tmp_path: Path, capsys
         "output_tokens": "3",
         "ttft_ms": "300.000",
         "tpot_ms": "20.000",
+        "e2el_ms": "340.000",
     }
-    assert (out / "requests-1_GPU.txt").read_text().splitlines()[2].split() == ["1", "20", "2", "100.000", "50.000"]
+    assert (out / "requests-1_GPU.txt").read_text().splitlines()[2].split() == [
+        "1",
+        "20",
+        "2",
+        "100.000",
+        "50.000",
+        "150.000",
+    ]
 
 
 def test_plot_without_latencies_by_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import httpx
 from headrace.bench import datasets, measures, remote, results, serve
 from headrace.bench.client import Target
 from headrace.bench.load import Request
+from headrace.bench.reading import COLUMNS, Result, as_csv, as_text, rows_of
 from headrace.bench.serve import Plan, Run
 from headrace.cli.bench import serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     result |= measures.speculation(before, after)
     result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
     print_result(arguments, plan, done, result)
-    trouble = save(arguments, directory, result, done) if saves else []
+    trouble = save(arguments, directory, result) if saves else []
     for sentence in trouble:
         print(f"headrace: error: {sentence}.", file=sys.stderr)
     if done.interrupted:
@@ -180,13 +181,13 @@ def print_result(arguments: argparse.Namespace, plan: Plan, done: Run, result: d
     print(*lines, sep="\n")
 
 
-def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any], done: Run) -> list[str]:
+def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any]) -> list[str]:
     """Save the result, with details also the figures of each request as text and CSV. Returns what went wrong."""
     path = directory / (arguments.result_filename or results.file_name(result))
     siblings = {}
     if arguments.save_detailed:
-        rows = measures.by_request(done.outcomes, done.begin)
-        siblings = {".requests.csv": measures.as_csv(rows), ".requests.txt": measures.as_text(rows)}
+        rows = rows_of(Result("", path, result))
+        siblings = {".requests.csv": as_csv(COLUMNS, rows), ".requests.txt": as_text(COLUMNS, rows)}
     else:
         result = {key: value for key, value in result.items() if key not in measures.DETAILS}
     trouble = results.save(path, result, arguments.append_result, siblings)
