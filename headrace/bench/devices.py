@@ -7,7 +7,7 @@ is what the driver lets programs have, as torch reports it: less than the sheet'
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -32,19 +32,21 @@ SHEETS: dict[str, dict[str, Any]] = {
 }  # memory in GiB, read in TB/s, operations in TFLOP/s, link in GB/s one way; without fp8 it multiplies as bf16
 ALIASES = {"a100": "a100-80gb", "h100-sxm": "h100", "b60": "arc-b60", "a770": "arc-a770"}
 CPU = "cpu"  # this machine's
+ABOVE_ZERO = msgspec.Meta(gt=0)
+Positive = Annotated[float, ABOVE_ZERO]
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One accelerator. Bytes, and bytes and floating-point operations a second."""
 
     name: str
-    memory_bytes: int  # that programs can have
-    bytes_per_second: float  # read from its memory
-    bf16_flops: float  # float16's, too
-    fp8_flops: float | None = None  # None: it multiplies such numbers as bf16
-    int8_flops: float | None = None
-    fp32_flops: float | None = None
-    link_bytes_per_second: float | None = None  # to the host's other devices, one way
+    memory_bytes: Annotated[int, ABOVE_ZERO]  # that programs can have
+    bytes_per_second: Positive  # read from its memory
+    bf16_flops: Positive  # float16's, too
+    fp8_flops: Positive | None = None  # None: it multiplies such numbers as bf16
+    int8_flops: Positive | None = None
+    fp32_flops: Positive | None = None
+    link_bytes_per_second: Positive | None = None  # to the host's other devices, one way
     type: str = "cuda"  # torch's: cuda, xpu or cpu
 
     def flops(self, number: str) -> float:

@@ -138,6 +138,9 @@ def test_another_device_can_be_described(plan: Any, tmp_path: Path, capsys: pyte
     (tmp_path / "card.yaml").write_text("name: x\nmemory: 16e9\n")
     assert main(["plan", "qwen3-0.6b", "--device-spec", str(tmp_path / "card.yaml")]) == 2
     assert re.search("describes no device .*`memory`.* may have the keys name, memory_bytes", capsys.readouterr().err)
+    (tmp_path / "card.yaml").write_text("name: x\nmemory_bytes: 16e9\nbytes_per_second: 0\nbf16_flops: 1e14\n")
+    assert main(["plan", "qwen3-0.6b", "--device-spec", str(tmp_path / "card.yaml")]) == 2
+    assert re.search("describes no device .*bytes_per_second", capsys.readouterr().err)
 
 
 def test_what_does_not_fit_is_said(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
