@@ -107,3 +107,17 @@ def saturation(points: Sequence[dict[str, Any]]) -> int | None:
 def latency(result: dict[str, Any]) -> float:
     """What a user waits, in ms: of the end if it was measured, else of the first token."""
     return float(result.get("mean_e2el_ms") or result.get("mean_ttft_ms") or 0)
+
+
+def saturation_sentence(point: dict[str, Any]) -> str:
+    """What a suite's ``saturation`` says."""
+    load = f"{point['at']} ({point['output_throughput']:,.1f} output tokens/s)"
+    if point["saturated"]:
+        return f"Saturated at {load}: beyond it only latency grows."
+    return f"Suite {point['suite']}: throughput grew up to {load}; no saturation found."
+
+
+def slo_sentence(search: dict[str, Any]) -> str:
+    """What a search for the ``largest_rate`` found."""
+    rate, on = search["largest_rate"], f" on {search['serve']}" if search["serve"] else ""
+    return f"SLO {search['slo']}{on}: " + (f"kept up to {rate:g} requests/s." if rate else "kept at no rate tried.")

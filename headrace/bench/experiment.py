@@ -3,27 +3,17 @@
 Runs nothing itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headrace.bench.capacity import Objective
 from headrace.bench.files import read_json, write_json, writing
-from headrace.bench.parameters import (
-    DEFAULTS,
-    Parameters,
-    file_name,
-    has_flag,
-    linked,
-    name_of,
-    with_defaults,
-    with_flags,
-)
+from headrace.bench.parameters import DEFAULTS, Parameters, file_name, linked, measuring, name_of, with_flags
 from headrace.bench.server import as_typed, flag_value, key_of
 from headrace.bench.snapshot import COMMANDS
 from headrace.errors import ConfigError
 
-METRICS = {"percentile_metrics": "ttft,tpot,itl,e2el", "save_result": True}
 SEEDS_PER_RUN = 1000  # by which a suite's seeds differ between its runs
 
 
@@ -32,9 +22,9 @@ class Search:
     """The search for the largest rate that keeps an SLO."""
 
     objectives: list[Objective]
-    start: float = 1.0  # requests/s of the first trial
-    precision: float = 0.05
-    seconds: float = 30.0  # of arrivals in a trial
+    start: float  # requests/s of the first trial
+    precision: float  # of the rate, relative
+    seconds: float  # of arrivals in a trial
 
 
 @dataclass(frozen=True)
@@ -45,16 +35,16 @@ class Plan:
     bench: list[str]
     serve: list[str] | None
     url: str
-    serve_sets: list[Parameters] = field(default_factory=lambda: [{}])
-    bench_sets: list[Parameters] = field(default_factory=lambda: [{}])
-    links: list[tuple[str, str]] = field(default_factory=list)
-    num_runs: int = 1
-    warmup_prompts: int = 0
-    after_bench: list[str] | None = None
-    search: Search | None = None
-    ready_seconds: float = 300.0
-    show: bool = False
-    keep_going: bool = False
+    serve_sets: list[Parameters]
+    bench_sets: list[Parameters]
+    links: list[tuple[str, str]]
+    num_runs: int
+    warmup_prompts: int
+    after_bench: list[str] | None
+    search: Search | None
+    ready_seconds: float
+    show: bool
+    keep_going: bool
 
     @property
     def key(self) -> str | None:
@@ -71,22 +61,19 @@ class Plan:
         """The folder of a combination's runs."""
         return self.folder / file_name(f"SERVE--{name_of(serve_set)}-BENCH--{name_of(bench_set)}")
 
+    def run_file(self, serve_set: Parameters, bench_set: Parameters, number: int) -> Path:
+        return self.place(serve_set, bench_set) / f"run={number}.json"
+
     def bench_command(self, bench_set: Parameters, number: int, output: Path) -> list[str]:
         """The command of a combination's run ``number``, which leaves its result in ``output``."""
         defaults = dict(bench_set.get(DEFAULTS, {}))
         if "seed" in defaults:
             defaults["seed"] += SEEDS_PER_RUN * number
-        if not any(has_flag(self.bench, key) for key in ("base_url", "host", "port")):
-            defaults["base_url"] = self.url
-        command = with_flags(with_defaults(self.bench, defaults), bench_set)
-        command = with_flags(command, METRICS | {"result_dir": str(output.parent), "result_filename": output.name})
+        command = measuring(self.bench, self.url, output, defaults, bench_set)
         if self.search:
-            wanted = flag_value(command, "--metric-percentiles") or "99"
-            percentiles = {
-                *wanted.split(","),
-                *(o.statistic[1:] for o in self.search.objectives if o.statistic[0] == "p"),
-            }
-            command = with_flags(command, {"metric_percentiles": ",".join(sorted(percentiles, key=float))})
+            wanted = set((flag_value(command, "--metric-percentiles") or "99").split(","))
+            wanted |= {goal.statistic[1:] for goal in self.search.objectives if goal.statistic[0] == "p"}
+            command = with_flags(command, {"metric_percentiles": ",".join(sorted(wanted, key=float))})
         return command
 
     def open_folder(self, resume: bool) -> None:

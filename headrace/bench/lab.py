@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 
 from headrace.bench import snapshot
 from headrace.bench.files import write_json
-from headrace.bench.parameters import has_flag, with_defaults, with_flags
+from headrace.bench.measures import statistics
+from headrace.bench.parameters import measuring, with_defaults
 from headrace.bench.remote import WORK_SECONDS, bearer, connected, first_model, key_environment
 from headrace.bench.report import report
 from headrace.bench.server import HEADRACE, as_typed, key_of, run_command, serving, tail, url_of
@@ -58,7 +58,7 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
     """Returns how many parts failed; a failed part is told in the report. Raises HeadraceError if no server starts."""
     serve, url = with_debug_log(lab.serve), url_of(lab.serve)
     key = key_of(serve)
-    bench = bench_command(lab, url)
+    bench = measuring(lab.bench, url, lab.folder / RESULT, WORKLOAD, {"save_detailed": True})
     write_json(lab.folder / snapshot.COMMANDS, {"serve_cmd": as_typed(serve), "bench_cmd": as_typed(bench)})
     say("taking down the environment")
     snapshot.save_environment(lab.folder)
@@ -86,13 +86,6 @@ def with_debug_log(serve: Sequence[str]) -> list[str]:
     return with_defaults(serve, {"uvicorn_log_level": "debug"} if ours else {})
 
 
-def bench_command(lab: Lab, url: str) -> list[str]:
-    has_address = any(has_flag(lab.bench, key) for key in ("base_url", "host", "port"))
-    command = with_defaults(lab.bench, WORKLOAD | ({} if has_address else {"base_url": url}))
-    kept = {"save_result": True, "save_detailed": True, "result_dir": str(lab.folder), "result_filename": RESULT}
-    return with_flags(command, kept | {"percentile_metrics": "ttft,tpot,itl,e2el"})
-
-
 def measure(lab: Lab, bench: Sequence[str], key: str | None, say: Callable[[str], None]) -> bool:
     """Run the benchmark; whether it failed."""
     say(f"measuring: {as_typed(bench)}")
@@ -115,8 +108,7 @@ def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bo
         kept["error"] = f"The chat check ended early: {error}"
         say(kept["error"])
     for name in ("ttft", "total") if kept["chats"] else ():
-        values = [chat[f"{name}_ms"] for chat in kept["chats"]]
-        kept |= {f"median_{name}_ms": float(np.median(values)), f"p99_{name}_ms": float(np.percentile(values, 99))}
+        kept |= statistics(name, [chat[f"{name}_ms"] / 1000 for chat in kept["chats"]], [99])
     if kept["chats"]:
         say("chat: TTFT median {median_ttft_ms:.0f} ms, whole answer {median_total_ms:.0f} ms".format(**kept))
     write_json(lab.folder / snapshot.CHAT, kept)

@@ -18,6 +18,7 @@ NAME = "_benchmark_name"  # vLLM's key for what a set is called; keys with "_" i
 SUITE = "_suite"  # of which a set is a point
 DEFAULTS = "_defaults"  # flags of a set that yield to those of the benchmark's command
 
+RESULT = {"percentile_metrics": "ttft,tpot,itl,e2el", "save_result": True}  # what we make of each needs these
 # The value that each suite varies, its points, and what else it sets unless the benchmark's command does.
 WORKLOAD = {"dataset_name": "random", "num_prompts": 100}
 SUITES: dict[str, tuple[str, tuple[float, ...], Parameters]] = {
@@ -134,6 +135,19 @@ def with_flags(words: Sequence[str], fields: Parameters) -> list[str]:
 def with_defaults(words: Sequence[str], fields: Parameters) -> list[str]:
     """The same for those flags alone that the command lacks."""
     return with_flags(words, {key: value for key, value in fields.items() if not has_flag(words, key)})
+
+
+def measuring(
+    bench: Sequence[str], url: str, output: Path, defaults: Parameters, fields: Parameters | None = None
+) -> list[str]:
+    """The benchmark ``bench`` of the server at ``url``, unless it names another, with its result in ``output``.
+
+    ``defaults`` yield to the command's own flags, ``fields`` replace them.
+    """
+    if not any(has_flag(bench, key) for key in ("base_url", "host", "port")):
+        defaults = defaults | {"base_url": url}
+    kept = RESULT | {"result_dir": str(output.parent), "result_filename": output.name}
+    return with_flags(with_defaults(bench, defaults), (fields or {}) | kept)
 
 
 def has_flag(words: Sequence[str], key: str) -> bool:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import headrace
 from headrace.bench import snapshot
+from headrace.bench.capacity import saturation_sentence, slo_sentence
 from headrace.bench.files import read_json
 from headrace.bench.parameters import SUITES
 from headrace.bench.reading import Result, find, natural
@@ -86,7 +87,7 @@ def report(folder: Path, baseline: str | None = None) -> str:
         commands=part(folder / snapshot.COMMANDS) or {},
         columns=COLUMNS,
         rows=[compare(result, chosen or firsts[series_of(result)]) for result in results],
-        sentences=[*saturation_sentences(summary.get("saturation", [])), *slo_sentences(searches)],
+        sentences=[*map(saturation_sentence, summary.get("saturation", [])), *map(slo_sentence, searches)],
         searches=searches,
         chat=chat,
         groups=figures(results),
@@ -136,22 +137,6 @@ def figures(results: Sequence[Result]) -> dict[str, list[str]] | None:
         draws = [*([by_load] if name else []), *FIGURES.values()]
         drawn[name] = [picture for draw in draws if (picture := svg(draw, members))]
     return drawn
-
-
-def saturation_sentences(points: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"Saturated at {point['at']} ({point['output_throughput']:,.1f} output tokens/s): more load adds latency only."
-        for point in points
-        if point["saturated"]
-    ]
-
-
-def slo_sentences(searches: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"SLO {search['slo']}{' on ' + search['serve'] if search['serve'] else ''}: "
-        + (f"kept up to {search['largest_rate']:g} requests/s." if search["largest_rate"] else "kept at no rate tried.")
-        for search in searches
-    ]
 
 
 def ledger(log: str) -> list[tuple[str, str, str]]:

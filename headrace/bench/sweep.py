@@ -61,11 +61,9 @@ class Sweep:
     def _measure(self, serve_set: Parameters) -> None:
         """All runs on one server, which is not even started if their results are there."""
         benches = self.plan.benches(serve_set)
-        done = all(self._path(serve_set, bench, run).exists() for bench in benches for run in range(self.plan.num_runs))
-        if done and not self.plan.search:
-            self.results += [
-                self._load(serve_set, bench, run) for bench in benches for run in range(self.plan.num_runs)
-            ]
+        runs = [(bench_set, number) for bench_set in benches for number in range(self.plan.num_runs)]
+        if not self.plan.search and all(self.plan.run_file(serve_set, *run).exists() for run in runs):
+            self.results += [self._load(serve_set, *run) for run in runs]
             return
         with self._server(serve_set) as process:
             for bench_set in benches:
@@ -79,7 +77,7 @@ class Sweep:
         if reason := self._too_long(bench_set):
             self._say(f"{name_of(bench_set)}: left out, {reason}")
             return
-        if self.plan.warmup_prompts and not self._path(serve_set, bench_set, 0).exists():
+        if self.plan.warmup_prompts and not self.plan.run_file(serve_set, bench_set, 0).exists():
             warmup = bench_set | {"num_prompts": self.plan.warmup_prompts}
             self._bench(warmup, self.plan.num_runs, self.plan.place(serve_set, bench_set) / "warmup.json")
         for number in range(self.plan.num_runs):
@@ -90,7 +88,7 @@ class Sweep:
 
     def _run(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
         """A run's result, with the parameters that made it; measured unless an earlier start did."""
-        path = self._path(serve_set, bench_set, number)
+        path = self.plan.run_file(serve_set, bench_set, number)
         if not path.exists():
             result = self._bench(bench_set, number, path.with_suffix(".partial.json"))
             label = " ".join(filter(None, (name_of(serve_set), name_of(bench_set))))
@@ -209,11 +207,8 @@ class Sweep:
         needed = sum(map(int, filter(None, lengths)))
         return f"it needs {needed} tokens, the model takes {self._longest}" if needed > self._longest else None
 
-    def _path(self, serve_set: Parameters, bench_set: Parameters, number: int) -> Path:
-        return self.plan.place(serve_set, bench_set) / f"run={number}.json"
-
     def _load(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
-        result: dict[str, Any] = read_json(self._path(serve_set, bench_set, number))
+        result: dict[str, Any] = read_json(self.plan.run_file(serve_set, bench_set, number))
         return result | {"_place": self.plan.place(serve_set, bench_set).name}
 
     def write_summaries(self) -> None:

@@ -1,6 +1,7 @@
 """``headrace lab``."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from headrace.bench.files import writing
@@ -38,6 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        failures = run_lab(lab, lambda line: print(line, flush=True))
+        failures = run_lab(lab, partial(print, flush=True))
     print(f"Report: {folder / REPORT}")
     return 1 if failures else 0

@@ -55,7 +55,7 @@ def test_latency(flags: list[str], capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_throughput(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     lengths = ["--input-len", "20", "--output-len", "10", "--random-range-ratio", "0.5", "--num-prompts", "7"]
-    repeats = ["--num-repeats", "3", "--warmup", "2", "--n", "2", "--enable-prefix-caching"]
+    repeats = ["--num-iters", "3", "--warmup", "2", "--n", "2", "--enable-prefix-caching"]
     assert main(["bench", "throughput", *flags, *lengths, *repeats]) == 0
     printed, result = capsys.readouterr().out, result_of(flags)
     assert "Throughput:" in printed and "output tokens/s" in printed and "Of 3 runs: median" in printed
@@ -67,7 +67,7 @@ def test_throughput(flags: list[str], capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_torchrun_shares_the_requests(flags: list[str]) -> None:
-    lengths = ["--input-len", "20", "--output-len", "6", "--num-prompts", "5", "--num-repeats", "2"]
+    lengths = ["--input-len", "20", "--output-len", "6", "--num-prompts", "5", "--num-iters", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headrace"]
     done = subprocess.run([*launch, "bench", "throughput", *flags, *lengths], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ def add_engine(parser: FlagParser) -> None:
 
 def add_output(parser: FlagParser) -> None:
     parser.add_argument("--output-json", metavar="FILE", help="Write all figures there.")
+
+
+def add_counts(parser: FlagParser, *rows: tuple[tuple[str, ...], Callable[[str], int], int, str]) -> None:
+    """Flags that are numbers, each row with its spellings, how it is read, its default and what it is."""
+    for flags, kind, default, help in rows:
+        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
 
 
 def sampling(arguments: argparse.Namespace, options: dict[str, Any]) -> "SamplingParams":

@@ -4,20 +4,20 @@ import argparse
 from typing import Any
 
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_engine, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 
 
 def add_arguments(parser: FlagParser) -> None:
     add_engine(parser)
-    for flags, kind, default, help in (
+    add_counts(
+        parser,
         (("--input-len", "--random-input-len"), positive, 32, "Prompt tokens."),
         (("--output-len", "--random-output-len"), positive, 128, "Output tokens."),
         (("--batch-size",), positive, 8, "Requests at once."),
         (("--num-iters-warmup", "--warmup"), natural, 10, "Batches not counted."),
-        (("--num-iters", "--num-repeats"), positive, 30, "Batches measured."),
-    ):
-        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
+        (("--num-iters",), positive, 30, "Batches measured."),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

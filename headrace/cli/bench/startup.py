@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 from headrace.bench.numbers import natural
-from headrace.cli.bench.figures import add_output, report
+from headrace.cli.bench.figures import add_counts, add_output, report
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.errors import ConfigError
 
@@ -13,12 +13,12 @@ from headrace.errors import ConfigError
 def add_arguments(parser: FlagParser) -> None:
     add_options(parser, ENGINE_GROUPS)
     add_output(parser)
-    for flags, default, help in (
-        (("--num-iters-cold",), 3, "Starts with empty caches."),
-        (("--num-iters-warmup", "--warmup"), 1, "Starts that fill the caches and are not counted."),
-        (("--num-iters-warm", "--num-iters", "--num-repeats"), 3, "Starts with filled caches."),
-    ):
-        parser.add_argument(*flags, type=natural, default=default, metavar="N", help=f"{help} [{default}]")
+    add_counts(
+        parser,
+        (("--num-iters-cold",), natural, 3, "Starts with empty caches."),
+        (("--num-iters-warmup", "--warmup"), natural, 1, "Starts that fill the caches and are not counted."),
+        (("--num-iters-warm",), natural, 3, "Starts with filled caches."),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,19 +2,20 @@
 
 import argparse
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from headrace.bench.capacity import parse_slo, saturation_sentence, slo_sentence
+from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import writing
 from headrace.bench.numbers import above_zero, listed, natural, positive, rate
+from headrace.bench.parameters import SUITES, read_links, read_parameters, suite_points
+from headrace.bench.server import as_typed, url_of, words_of
+from headrace.bench.sweep import Sweep, averaged, saturations
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
 
-if TYPE_CHECKING:
-    from headrace.bench.experiment import Plan
-    from headrace.bench.sweep import Sweep
-
-SUITE_NAMES = ("rate", "concurrency", "input", "output")
 RUNS_OF_SERVE = 3  # vLLM's default for `sweep serve`; a suite has many points, and each is run once
 
 
@@ -62,17 +63,12 @@ def add_arguments(parser: FlagParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from headrace.bench.sweep import Sweep
-
     plan = plan_of(arguments)
     if arguments.dry_run:
         print("\n".join(commands(plan)))
         return 0
     plan.open_folder(arguments.resume)
-    console = Console(highlight=False, soft_wrap=True)
-    sweep = Sweep(plan, lambda line: console.print(line, markup=False))
+    sweep = Sweep(plan, partial(print, flush=True))
     try:
         with writing(plan.folder):
             sweep.run()
@@ -82,12 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if sweep.failures else 0
 
 
-def plan_of(arguments: argparse.Namespace) -> "Plan":
-    from headrace.bench.capacity import parse_slo
-    from headrace.bench.experiment import Plan, Search
-    from headrace.bench.parameters import read_links, read_parameters, suite_points
-    from headrace.bench.server import url_of, words_of
-
+def plan_of(arguments: argparse.Namespace) -> Plan:
     if (arguments.serve_cmd is None) == (arguments.base_url is None):
         raise ConfigError("say what to measure: --serve-cmd starts a server, --base-url names one that runs.")
     if arguments.serve_params and not arguments.serve_cmd:
@@ -132,10 +123,10 @@ def suites_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     asked = arguments.suite
     if asked is None:
         other = arguments.form or arguments.bench_params or arguments.slo
-        return tuple(overrides(arguments)) or (() if other else SUITE_NAMES)
-    names = SUITE_NAMES if asked == "all" else tuple(asked.split(","))
-    if unknown := set(names) - set(SUITE_NAMES):
-        raise ConfigError(f"there is no suite {unknown.pop()!r}: --suite takes {', '.join(SUITE_NAMES)}, or all.")
+        return tuple(overrides(arguments)) or (() if other else tuple(SUITES))
+    names = tuple(SUITES) if asked == "all" else tuple(asked.split(","))
+    if unknown := set(names) - set(SUITES):
+        raise ConfigError(f"there is no suite {unknown.pop()!r}: --suite takes {', '.join(SUITES)}, or all.")
     if ignored := set(overrides(arguments)) - set(names):
         raise ConfigError(f"the points of suite {ignored.pop()} are given, but --suite leaves it out.")
     return names
@@ -144,20 +135,18 @@ def suites_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 def overrides(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """The points that the command line gives, by suite."""
     given = (arguments.rates, arguments.concurrencies, arguments.input_lens, arguments.output_lens)
-    return {suite: points for suite, points in zip(SUITE_NAMES, given, strict=True) if points}
+    return {suite: points for suite, points in zip(SUITES, given, strict=True) if points}
 
 
-def commands(plan: "Plan") -> list[str]:
+def commands(plan: Plan) -> list[str]:
     """Every command that a sweep would run; a search's depend on what is measured, so only its first is here."""
-    from headrace.bench.server import as_typed
-
     lines = []
     for serve_set in plan.serve_sets:
         if plan.serve:
             lines.append(as_typed(plan.server_command(serve_set)))
         for bench_set in plan.benches(serve_set):
             for number in range(plan.num_runs):
-                output = plan.place(serve_set, bench_set) / f"run={number}.json"
+                output = plan.run_file(serve_set, bench_set, number)
                 lines.append("  " + as_typed(plan.bench_command(bench_set, number, output)))
         if plan.search:
             lines.append(
@@ -166,21 +155,17 @@ def commands(plan: "Plan") -> list[str]:
     return lines
 
 
-def conclude(sweep: "Sweep") -> None:
+def conclude(sweep: Sweep) -> None:
     """Print the table of all combinations, where suites saturate, and the rates that keep the SLO."""
     from rich.console import Console
 
-    from headrace.bench.sweep import averaged, saturations
-
-    console = Console(highlight=False, soft_wrap=True)
     results = averaged(sweep.results)
-    console.print(table(results))
-    for line in (*saturation_lines(saturations(results)), *slo_lines(sweep.searches)):
-        console.print(line, markup=False)
+    Console(highlight=False, soft_wrap=True).print(table(results))
+    lines = [saturation_sentence(point) for point in saturations(results)]
+    for search in sweep.searches:
+        lines += [slo_sentence(search), *trial_lines(search)]
     folder = sweep.plan.folder
-    console.print(
-        f"Results: {folder}; `headrace bench report {folder} --out report.html` makes a page of them.", markup=False
-    )
+    print(*lines, f"Results: {folder}; `headrace bench report {folder}` makes a page of them.", sep="\n")
 
 
 def table(results: list[dict[str, Any]]) -> Any:
@@ -206,26 +191,10 @@ def table(results: list[dict[str, Any]]) -> Any:
     return shown
 
 
-def saturation_lines(found: list[dict[str, Any]]) -> list[str]:
-    """For each server's suites of growing load, where its throughput stopped growing."""
-    lines = []
-    for point in found:
-        what = f"{point['at']} ({point['output_throughput']:,.1f} output tokens/s)"
-        grows = f"Suite {point['suite']}: throughput grew up to {what}; no saturation found."
-        lines.append(f"Saturated at {what}: beyond it only latency grows." if point["saturated"] else grows)
-    return lines
-
-
-def slo_lines(searches: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for search in searches:
-        rate, tried = search["largest_rate"], len(search["trials"])
-        found = f"kept up to {rate:g} requests/s" if rate else "not kept at any rate tried"
-        on = f" on {search['serve']}" if search["serve"] else ""
-        lines.append(f"SLO {search['slo']}{on}: {found}; {tried} rates tried:")
-        lines += [
-            f"  {trial['rate']:>8g}/s  {', '.join(f'{key} {value:.1f}' for key, value in trial['measured'].items())}  "
-            f"{trial['broken'] or 'kept'}"
-            for trial in search["trials"]
-        ]
-    return lines
+def trial_lines(search: dict[str, Any]) -> list[str]:
+    """All rates of a search, with what was measured."""
+    return [
+        f"  {trial['rate']:>8g}/s  {', '.join(f'{key} {value:.1f}' for key, value in trial['measured'].items())}  "
+        f"{trial['broken'] or 'kept'}"
+        for trial in search["trials"]
+    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from headrace.bench import datasets
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_engine, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 from headrace.errors import ConfigError
 
@@ -19,11 +19,11 @@ def add_arguments(parser: FlagParser) -> None:
     parser.add_argument(
         "--backend", choices=("vllm", "vllm-chat"), default="vllm", help="vllm-chat sends prompts as chats. [vllm]"
     )
-    for flags, kind, default, help in (
+    add_counts(
+        parser,
         (("--num-warmups", "--warmup"), natural, 0, "Requests before those measured."),
-        (("--num-iters", "--num-repeats"), positive, 1, "Times that all requests are measured."),
-    ):
-        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
+        (("--num-iters",), positive, 1, "Times that all requests are measured."),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
