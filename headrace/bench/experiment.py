@@ -10,7 +10,7 @@ from typing import Any
 from headrace.bench.capacity import Objective
 from headrace.bench.files import read_json, write_json, writing
 from headrace.bench.parameters import DEFAULTS, Parameters, file_name, linked, measuring, name_of, with_flags
-from headrace.bench.server import as_typed, flag_value, key_of
+from headrace.bench.server import as_typed, flag_value, key_of, need_command
 from headrace.bench.snapshot import COMMANDS
 from headrace.errors import ConfigError
 
@@ -78,6 +78,8 @@ class Plan:
 
     def open_folder(self, resume: bool) -> None:
         """Make the folder, or check that the sweep in it is this one. Raises ConfigError if it is not, or not meant."""
+        for words in filter(None, (self.serve, self.bench, self.after_bench)):
+            need_command(words)
         path = self.folder / COMMANDS
         commands: dict[str, Any] = {"serve_cmd": as_typed(self.serve or []), "bench_cmd": as_typed(self.bench)}
         if path.exists():

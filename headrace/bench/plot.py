@@ -150,6 +150,8 @@ def itl_over_time(results: Sequence[Result]) -> Figure | None:
 def ttft_by_input(results: Sequence[Result]) -> Figure | None:
     drawing, axes = figure("Time to first token against prompt length", "Input tokens", "TTFT (ms)")
     for result, color, requests in per_request(results):
+        if not len(requests.ttft):  # all failed
+            continue
         axes.scatter(requests.input_len, requests.ttft, s=14, alpha=0.6, color=[color], label=result.name)
     lengths = np.concatenate([np.asarray(path.get_offsets())[:, 0] for path in axes.collections] or [np.array([])])
     if len(lengths) and lengths.max() > 16 * lengths.min() > 0:

@@ -43,6 +43,12 @@ def words_of(command: str | Sequence[str], flag: str) -> list[str]:
     return [*HEADRACE, *words[1:]] if words[0] == "headrace" else words
 
 
+def need_command(words: Sequence[str]) -> None:
+    """Raise ConfigError if there is nothing to run."""
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"there is no command {words[0]!r}.")
+
+
 def as_typed(words: Sequence[str]) -> str:
     """A command as a user would type it."""
     ours = list(words[:3]) == HEADRACE
@@ -118,8 +124,7 @@ def running(
     words: Sequence[str], log: Path, *, show: bool = False, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A command that runs for the time of the ``with`` block, its output in ``log`` (and, if ``show``, on ours)."""
-    if shutil.which(words[0]) is None:
-        raise ConfigError(f"there is no command {words[0]!r}.")
+    need_command(words)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output, Interrupts() as interrupts:
         process = subprocess.Popen(

@@ -23,7 +23,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.lab import REPORT, Lab, run_lab
-    from headrace.bench.server import words_of
+    from headrace.bench.server import need_command, words_of
 
     folder = Path(arguments.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         ready_seconds=arguments.server_ready_timeout,
         show=arguments.show_stdout,
     )
+    for words in (lab.serve, lab.bench):
+        need_command(words)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         failures = run_lab(lab, partial(print, flush=True))

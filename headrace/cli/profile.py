@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -116,6 +117,9 @@ def run_tool(given: argparse.Namespace) -> int:
 
     if given.json:
         raise ConfigError("--json has no figures to print of --tool: read its file with `headrace profile TRACE`.")
+    program = tools.own_words(given.command)[0]
+    if not (shutil.which(program) or Path(program).is_file()):
+        raise ConfigError(f"{program} can't be started: there is no such command.")
     out = Path(given.out or DEFAULT_DIRECTORY)
     run = tools.under(given.tool, given.command, out, given.skip_steps, given.num_steps)
     note(f"Running {run}\nCtrl-C ends it, and lets {given.tool} write {run.output}, which may take a while.")

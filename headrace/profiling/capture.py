@@ -72,7 +72,7 @@ class Server:
     def record(self, during: Callable[[], int]) -> tuple[int, list[str]]:
         """What ``during`` returns, and the files that the server says it wrote meanwhile: vLLM says nothing."""
         with self._client:
-            answer = self._post("/start_profile")
+            answer = self._ask("POST", "/start_profile")
             if answer.status_code == 404:
                 raise ConfigError(
                     f"the server at {self._url} records no profiles: start it with --profiler-config "
@@ -82,7 +82,7 @@ class Server:
             try:
                 result = during()
             finally:
-                stopped = self._post("/stop_profile")
+                stopped = self._ask("POST", "/stop_profile")
             check(stopped)
         with suppress(ValueError, AttributeError):  # no JSON, or no object
             return result, stopped.json().get("files", [])
@@ -98,18 +98,18 @@ class Server:
         return 0
 
     def _steps(self) -> float:
-        found = STEPS_METRIC.findall(self._client.get("/metrics").text)
+        found = STEPS_METRIC.findall(self._ask("GET", "/metrics").text)
         if not found:
             raise ConfigError(f"{self._url}/metrics doesn't count steps: say how long to record with --seconds.")
         return sum(map(float, found))
 
-    def _post(self, path: str) -> httpx.Response:
+    def _ask(self, method: str, path: str) -> httpx.Response:
         try:
-            return self._client.post(path)
+            return self._client.request(method, path)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise ConfigError(f"--url {self._url} is no http:// or https:// address.") from None
         except httpx.HTTPError as error:
             raise HeadraceError(f"no server answers at {self._url}{path}: {error}.") from None
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"--url {self._url} is no URL: {error}.") from None
 
 
 def check(answer: httpx.Response) -> None:

@@ -180,6 +180,16 @@ def test_largest_rate_that_keeps_an_slo(
     assert f"kept up to {found['largest_rate']:g} requests/s" in capsys.readouterr().out
 
 
+def test_a_command_that_is_not_there_leaves_no_folder(
+    tmp_path: Path, scripts: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("serve", "bench"):
+        assert sweep(tmp_path, scripts | {command: "nowhere to be found"}, "--rates", "1") == 2
+    assert main(["lab", "--out", str(tmp_path / "trial"), "--", "nowhere"]) == 2
+    assert capsys.readouterr().err == "headrace: error: there is no command 'nowhere'.\n" * 3
+    assert not (tmp_path / "trial").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_server_is_left_behind(tmp_path: Path, scripts: dict[str, str], number: signal.Signals) -> None:
     (tmp_path / "bench.py").write_text("import time; time.sleep(600)")
