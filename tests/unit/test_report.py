@@ -116,6 +116,13 @@ def test_plot_without_latencies_by_request(tmp_path: Path, capsys: pytest.Captur
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"pareto.png", "pareto.svg"}
 
 
+def test_nothing_is_drawn_of_requests_that_all_failed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(result(errors=["refused"] * 4)))
+    main(["bench", "plot", str(path), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [("{", "can't be read"), ('{"a": 1}', "is no result of `bench serve`"), (None, "No such file")],
