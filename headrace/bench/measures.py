@@ -136,37 +136,35 @@ def schedule(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[
 
 def table(result: dict[str, Any], metrics: Sequence[str], percentiles: Sequence[float], pooling: bool) -> list[str]:
     """vLLM's printed table of a result."""
-    rate = result["request_rate"]
+    rate, generated = result["request_rate"], not pooling
     rows: list[tuple[str, Any]] = [
         ("Successful requests:", result["completed"]),
         ("Failed requests:", result["failed"]),
+        ("Maximum request concurrency:", result["max_concurrency"]),
+        ("Request rate configured (RPS):", None if rate == "inf" else float(rate)),
+        ("Benchmark duration (s):", result["duration"]),
+        ("Total input tokens:", result["total_input_tokens"]),
+        ("Total generated tokens:", result["total_output_tokens"] if generated else None),
+        ("Request throughput (req/s):", result["request_throughput"]),
+        ("Request goodput (req/s):", result["request_goodput"]),
+        ("Output token throughput (tok/s):", result["output_throughput"] if generated else None),
+        ("Peak output token throughput (tok/s):", result["max_output_tokens_per_s"] if generated else None),
+        ("Peak concurrent requests:", float(result["max_concurrent_requests"]) if generated else None),
+        ("Total token throughput (tok/s):", result["total_token_throughput"]),
     ]
-    if result["max_concurrency"] is not None:
-        rows.append(("Maximum request concurrency:", result["max_concurrency"]))
-    if rate != "inf":
-        rows.append(("Request rate configured (RPS):", float(rate)))
-    rows += [("Benchmark duration (s):", result["duration"]), ("Total input tokens:", result["total_input_tokens"])]
-    if not pooling:
-        rows.append(("Total generated tokens:", result["total_output_tokens"]))
-    rows.append(("Request throughput (req/s):", result["request_throughput"]))
-    if result["request_goodput"] is not None:
-        rows.append(("Request goodput (req/s):", result["request_goodput"]))
-    if not pooling:
-        rows += [
-            ("Output token throughput (tok/s):", result["output_throughput"]),
-            ("Peak output token throughput (tok/s):", result["max_output_tokens_per_s"]),
-            ("Peak concurrent requests:", float(result["max_concurrent_requests"])),
-        ]
-    rows.append(("Total token throughput (tok/s):", result["total_token_throughput"]))
-    lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}", *map(row, rows)]
+    lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}", *(row(pair) for pair in rows if pair[1] is not None)]
     for metric in metrics:
         title, short = TITLES[metric]
         lines.append(f"{title:-^{WIDTH}}")
-        names = [("Mean", "mean"), ("Median", "median"), *((f"P{p:g}", f"p{p:g}") for p in percentiles)]
-        lines += [row((f"{name} {short} (ms):", result[f"{key}_{metric}_ms"])) for name, key in names]
+        lines += [row((f"{name} {short} (ms):", result[f"{key}_{metric}_ms"])) for name, key in shown(percentiles)]
     if "spec_decode_num_drafts" in result:
         lines += [f"{'Speculative Decoding':-^{WIDTH}}", *map(row, speculation_rows(result))]
     return [*lines, "=" * WIDTH]
+
+
+def shown(percentiles: Sequence[float]) -> list[tuple[str, str]]:
+    """The statistics that are printed: what each is called, and how its keys begin."""
+    return [("Mean", "mean"), ("Median", "median"), *((f"P{percent:g}", f"p{percent:g}") for percent in percentiles)]
 
 
 def speculation_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -190,11 +188,10 @@ def row(pair: tuple[str, Any]) -> str:
 
 def schedule_lines(result: dict[str, Any], percentiles: Sequence[float], pooling: bool) -> list[str]:
     """Lines on what ``schedule`` found."""
-    shown = [("mean", "mean"), ("median", "median"), *((f"P{p:g}", f"p{p:g}") for p in percentiles)]
     lines = ["From when each request was due, in ms:"]
     for name, key in (("TTFT", "scheduled_ttft"), ("E2EL", "scheduled_e2el"), ("client late", "client_late")):
         if not (pooling and key == "scheduled_ttft"):
-            figures = [f"{title} {result[f'{stem}_{key}_ms']:.2f}" for title, stem in shown]
+            figures = [f"{title.lower()} {result[f'{stem}_{key}_ms']:.2f}" for title, stem in shown(percentiles)]
             lines.append(f"  {name:<12} {', '.join(figures)}")
     if late := result["num_late"]:
         lines.append(

@@ -53,9 +53,14 @@ def suite_points(names: Iterable[str], values: dict[str, list[float]]) -> list[P
         flag, default, fixed = SUITES[suite]
         for value in sorted(values.get(suite, default)):
             number = "inf" if value == float("inf") else value if value % 1 else int(value)
-            defaults = WORKLOAD | fixed | {"ignore_eos": True, "save_detailed": True, "seed": SEED + len(points)}
-            points.append({NAME: f"{suite}={number}", SUITE: suite, DEFAULTS: defaults, flag: number})
+            points.append(suite_point(suite, f"{suite}={number}", fixed, SEED + len(points)) | {flag: number})
     return points
+
+
+def suite_point(suite: str, name: str, fixed: Parameters, seed: int) -> Parameters:
+    """The set called ``name`` of a suite, but for the flags that it varies."""
+    defaults = WORKLOAD | fixed | {"ignore_eos": True, "save_detailed": True, "seed": seed}
+    return {NAME: name, SUITE: suite, DEFAULTS: defaults}
 
 
 def read_parameters(path: str | None, flag: str) -> list[Parameters]:

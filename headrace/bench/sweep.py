@@ -21,7 +21,7 @@ from headrace.bench import snapshot
 from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import read_json, write_json
-from headrace.bench.parameters import DEFAULTS, NAME, SUITE, WORKLOAD, Parameters, file_name, flags_of, name_of
+from headrace.bench.parameters import SUITE, SUITES, Parameters, file_name, flags_of, name_of, suite_point
 from headrace.bench.remote import WORK_SECONDS, bearer, connected, key_environment
 from headrace.bench.server import as_typed, flag_value, health, run_command, serving, tail
 from headrace.errors import ConfigError, HeadraceError
@@ -137,10 +137,9 @@ class Sweep:
 
         def attempt(rate: float) -> Trial:
             prompts = max(FEWEST_PROMPTS, math.ceil(rate * search.seconds))
-            defaults = WORKLOAD | {"random_input_len": 512, "random_output_len": 256, "ignore_eos": True}
-            defaults |= {"save_detailed": True, "seed": round(100 * rate)}
-            point = {NAME: f"slo-rate={rate:g}", SUITE: "slo", DEFAULTS: defaults}
-            result = self._run(serve_set, point | {"request_rate": f"{rate:g}", "num_prompts": prompts}, 0)
+            _, _, fixed = SUITES["rate"]
+            load = suite_point("slo", f"slo-rate={rate:g}", fixed, seed=round(100 * rate))
+            result = self._run(serve_set, load | {"request_rate": f"{rate:g}", "num_prompts": prompts}, 0)
             self.results.append(result)
             trial = judge(result, rate, search.objectives)
             self._say(f"  {rate:g} requests/s: {trial.broken or 'kept'}")

@@ -18,9 +18,10 @@ def add_arguments(parser: FlagParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.reading import load
 
-    need_matplotlib()
-    from headrace.bench.plot import save_figures, save_requests
-
+    try:
+        from headrace.bench.plot import save_figures, save_requests
+    except ImportError:
+        raise ConfigError("figures need matplotlib: pip install 'headrace[bench]'.") from None
     results, folder = load(arguments.results), Path(arguments.out)
     with writing(f"--out {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,11 +30,3 @@ def run(arguments: argparse.Namespace) -> int:
         print("These results have no latencies by request: `--save-detailed` keeps them, and most figures need them.")
     print(*files, sep="\n")
     return 0 if files else 1
-
-
-def need_matplotlib() -> None:
-    """Raises ConfigError if the library that draws is not there."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError("figures need matplotlib: pip install 'headrace[bench]'.") from None
