@@ -12,6 +12,7 @@ _PUBLIC = {
     "EngineArgs": "headrace.config",
     "Config": "headrace.config",
     "SamplingParams": "headrace.types",
+    "StructuredOutputsParams": "headrace.types",
     "RequestOutput": "headrace.types",
     "CompletionOutput": "headrace.types",
 }

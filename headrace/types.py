@@ -24,6 +24,33 @@ class OutputKind(enum.IntEnum):
     FINAL_ONLY = 2
 
 
+class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The form an output must have: one of the first six, and how JSON is to be spaced. The fields are vLLM's.
+
+    Raises ``RequestError`` unless exactly one form is asked for.
+    """
+
+    json: str | bool | dict[str, Any] | None = None  # a JSON schema
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # in Lark's notation, or GBNF
+    structural_tag: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None  # a regex: what may stand between JSON's tokens
+
+    def __post_init__(self) -> None:
+        forms = (self.json, self.regex, self.choice, self.grammar, self.structural_tag, self.json_object or None)
+        if sum(form is not None for form in forms) != 1:
+            raise RequestError(
+                "structured_outputs needs exactly one of json, regex, choice, grammar, structural_tag and json_object.",
+                "structured_outputs",
+            )
+        if self.choice is not None and not all(self.choice or [""]):
+            raise RequestError("choice must be a list of texts that are not empty.", "structured_outputs")
+
+
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """How to sample one request; the fields and defaults are those of vLLM's ``SamplingParams``.
 
@@ -55,8 +82,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     include_stop_str_in_output: bool = False
     output_kind: OutputKind = OutputKind.CUMULATIVE
     extra_args: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.structured_outputs, dict):
+            self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop_token_ids = list(self.stop_token_ids or [])
         self.bad_words = list(self.bad_words or [])
@@ -135,6 +165,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     priority: int = 0  # lower is served first, under --scheduling-policy priority
     cache_salt: str | None = None  # separates prefix-cache entries between callers
     arrival_time: float = 0.0  # time.monotonic() seconds
+    grammar: str | None = None  # that the output must match, in llguidance's notation
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -169,6 +200,7 @@ class TokenDelta(msgspec.Struct, omit_defaults=True, gc=False):
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # with the first delta only
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id that ended it; None for an end-of-sequence token
+    complete: bool = False  # it ended because its grammar did, so that its last token belongs to its text
     error: str | None = None
     num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache; with the first delta only
     scheduled_time: float | None = None  # with the first delta only
@@ -302,6 +334,8 @@ class Plan(msgspec.Struct):
     new_rows: list[NewRow] = []
     new_blocks: list[NewBlocks] = []
     freed_rows: list[int] = []
+    masked: list[int] = []  # places in ``sampled`` of rows that may only sample some tokens
+    masks: bytes = b""  # for each ceil(vocabulary / 32) words of 32 bits: bit t % 32 of word t // 32 allows token t
 
 
 class Sampled(msgspec.Struct):

@@ -24,6 +24,7 @@ from headrace.config.options import (
     ServerOptions,
 )
 from headrace.config.profiler import ProfilerSettings, ProfilingOptions, profiler_settings
+from headrace.config.structured import structured_settings
 from headrace.config.unsupported import FeatureOptions, LegacyOptions, ParallelOptions
 from headrace.errors import ConfigError
 
@@ -159,6 +160,7 @@ class Config:
                 "--long-prefill-token-threshold cuts prompts, which --no-enable-chunked-prefill forbids: leave one out."
             )
         profiler_settings(self.profiling.profiler_config)
+        structured_settings(self.frontend.structured_outputs_config)
         for path in model.logits_processors:
             module, colon, name = path.partition(":")
             if not (module and colon and name.isidentifier()):

@@ -125,6 +125,9 @@ class FrontendOptions:
     )
     trust_request_chat_template: bool = option(False, "Let requests bring their own chat template.")
     default_chat_template_kwargs: dict[str, Any] = option({}, "Template variables for requests that set none.")
+    structured_outputs_config: dict[str, Any] = option(
+        {}, "Settings of structured output: backend, disable_any_whitespace, disable_additional_properties."
+    )
     stream_interval: int = option(1, "Tokens in a streamed chunk.", minimum=1)
     engine_iteration_timeout: float = option(
         60.0, "Seconds without a sign of life, while work is pending, after which the engine counts as hung.", minimum=1

@@ -123,9 +123,6 @@ class FeatureOptions:
     tool_call_parser: str | None = option(None, "The model's tool call format.", later="tool calls")
     tool_parser_plugin: str | None = option(None, "Your own tool call format.", later="tool calls", neutral=("",))
     reasoning_parser: str | None = option(None, "The model's reasoning format.", later="reasoning", neutral=("",))
-    structured_outputs_config: dict[str, Any] | None = option(
-        None, "Settings of structured output.", later="structured output", neutral=({}, {"backend": "auto"})
-    )
     allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
     allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")
     limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="media in prompts")
@@ -175,7 +172,7 @@ class LegacyOptions:
     )
     preemption_mode: str | None = option(None, "Swap or recompute.", moot="a preempted request is always recomputed")
     guided_decoding_backend: str | None = option(
-        None, "Old for --structured-outputs-config.", moot="there is no structured output yet that could use it"
+        None, "Old for --structured-outputs-config.", moot="llguidance serves every grammar"
     )
     max_seq_len_to_capture: int = option(8192, "Longest request in a graph.", moot="no graph depends on a length")
     max_parallel_loading_workers: int | None = option(

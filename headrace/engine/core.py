@@ -10,6 +10,7 @@ from typing import Protocol
 from headrace.engine.scheduler import Scheduler, Step
 from headrace.types import EngineInfo, Outputs, Plan, Profiled, Sampled, Submit, TokenDelta
 
+GRAMMAR_WAIT = 0.005  # seconds spent at most, if all requests wait for theirs, before messages are looked at again
 STATS_INTERVAL = 1.0  # seconds between two Stats when nothing else is sent
 
 
@@ -76,10 +77,13 @@ class Engine:
         if step is not None:
             with nullcontext() if self.profiler is None else self.profiler.step(step.plan):
                 self._in_flight.append((step, self.runner.execute(step.plan)))
+        given_up = self.scheduler.take_given_up()
         if self._in_flight and (step is None or len(self._in_flight) >= self.runner.steps_in_flight):
             oldest, wait = self._in_flight.popleft()
-            return self.scheduler.commit(oldest, wait())
-        return []
+            return given_up + self.scheduler.commit(oldest, wait())
+        if step is None and not given_up:
+            self.scheduler.await_grammars(GRAMMAR_WAIT)
+        return given_up
 
     def outputs(self, deltas: list[TokenDelta]) -> Outputs | None:
         """The message for what a step gave: None if there is nothing to tell and the last word is recent."""

@@ -4,16 +4,19 @@ import enum
 from array import array
 from operator import attrgetter
 
+from headrace.engine.grammar import Grammar
 from headrace.types import FinishReason, PositionLogprobs, Submit
 
 
 class State(enum.Enum):
+    PREPARING = "preparing"  # its grammar is being compiled
     WAITING = "waiting"  # in the queue, for the first time or again after a preemption; holds no row and no block
     RUNNING = "running"  # holds a device row and KV blocks
     FINISHED = "finished"
 
 
 _LEGAL = {
+    State.PREPARING: {State.WAITING, State.FINISHED},
     State.WAITING: {State.RUNNING, State.FINISHED},
     State.RUNNING: {State.WAITING, State.FINISHED},
     State.FINISHED: set(),
@@ -37,6 +40,7 @@ class Request:
         "cache_salt",
         "due",
         "eos_token_ids",
+        "grammar",
         "hashes",
         "key",
         "lead",
@@ -59,7 +63,15 @@ class Request:
         "token_ids",
     )
 
-    def __init__(self, submit: Submit, key: tuple[int, int], seed: int, max_model_len: int, num_groups: int):
+    def __init__(
+        self,
+        submit: Submit,
+        key: tuple[int, int],
+        seed: int,
+        max_model_len: int,
+        num_groups: int,
+        grammar: Grammar | None = None,
+    ):
         params = submit.params
         self.request_id = submit.request_id
         self.params = params
@@ -84,7 +96,8 @@ class Request:
         self.hashes: list[bytes] = []  # of its full blocks, as far as computed
         self.num_registered = 0  # leading full blocks already offered to the prefix cache
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        self.state = State.WAITING
+        self.grammar = grammar  # that its output must match
+        self.state = State.PREPARING if grammar else State.WAITING
 
     def enter(self, state: State) -> None:
         """Move to ``state``; an illegal transition is a bug and raises."""

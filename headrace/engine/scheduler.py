@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headrace.engine.decode_rows import Columns, DecodeRows
+from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import KVCache
 from headrace.engine.request import Request, State, by_key
 from headrace.types import (
+    FinishReason,
     KVCacheLayout,
     NewBlocks,
     NewRow,
@@ -68,15 +70,23 @@ class Step:
         plan.counts = decodes.counts + [part.length for _, part in parts]
         plan.sampled = decodes.places + [place for place, (_, part) in enumerate(parts, first) if part.sampled]
         self.sampled = decodes.requests + [part.request for _, part in parts if part.sampled]
+        constrained = [(place, r.grammar) for place, r in enumerate(self.sampled[first:], first) if r.grammar]
+        plan.masked = [place for place, _ in constrained]
+        plan.masks = b"".join(grammar.take().tobytes() for _, grammar in constrained)
 
 
 class Scheduler:
     """Plans steps and takes their results; ``plan`` may run ahead of ``commit`` by any number of steps."""
 
-    def __init__(self, limits: Limits, layout: KVCacheLayout, enable_prefix_caching: bool):
+    def __init__(
+        self, limits: Limits, layout: KVCacheLayout, enable_prefix_caching: bool, grammars: Grammars | None = None
+    ):
         self.limits = limits
+        self.grammars = grammars
         self.kv = KVCache(layout, enable_prefix_caching)
         self.requests: dict[str, Request] = {}
+        self.preparing: list[Request] = []
+        self._given_up: list[TokenDelta] = []  # the ends of requests that can't go on
         self.waiting: list[Request] = []  # these lists are sorted by key, first to be served first
         self.running: list[Request] = []
         self._behind: list[Request] = []  # of the running: who has more than its last token to compute
@@ -98,9 +108,15 @@ class Scheduler:
         priority = submit.priority if self.limits.by_priority else 0
         key = (priority, self._num_arrivals)
         self._num_arrivals += 1
-        request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows))
+        grammar = None
+        if submit.grammar is not None and self.grammars is not None:
+            grammar = self.grammars.start(submit.grammar, submit.params.ignore_eos)
+        request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows), grammar)
         self.requests[submit.request_id] = request
-        insort(self.waiting, request, key=by_key)
+        if grammar is None:
+            insort(self.waiting, request, key=by_key)
+        else:
+            self.preparing.append(request)
 
     def abort(self, request_id: str) -> None:
         """End a request at any moment; unknown or finished ids are ignored, since an end and an abort may cross."""
@@ -111,6 +127,7 @@ class Scheduler:
 
     def plan(self) -> Step | None:
         """The next step, or None if no request can advance."""
+        self._settle_grammars()
         step = Step(Plan(self._num_steps, [], [], [], []))
         num_running = len(self.running)
         for request in self._decoding.due(self._num_steps):
@@ -120,6 +137,8 @@ class Scheduler:
         limit = self.limits.long_prefill_token_threshold or budget
         for request in sorted(self._behind, key=_has_many):  # a long prompt never starves decodes
             if not budget or request.state is not State.RUNNING:  # preempted for one before it
+                continue
+            if self._waits_for_grammar(request):
                 continue
             count = min(request.num_tokens - request.num_planned, budget, limit)
             if (blocks := self._make_room(step, request, count)) is not None:
@@ -164,6 +183,8 @@ class Scheduler:
             request = self.waiting[0]
             if request.num_tokens > len(request.token_ids):
                 return  # preempted with a token under way: its value is needed to start again
+            if self._waits_for_grammar(request):
+                return  # the same a moment later
             prefix = self.kv.find_prefix(request)
             remaining = len(request.token_ids) - len(prefix[0]) * self.kv.block_size
             count = min(remaining, budget, self.limits.long_prefill_token_threshold or budget)
@@ -210,6 +231,8 @@ class Scheduler:
             return
         request.num_tokens += 1
         ended = request.num_tokens == request.max_total_tokens
+        if request.grammar and not ended:
+            return  # it can't decode by itself: each token depends on the one before
         if ended or len(self._decoding) < self.limits.max_num_batched_tokens:
             _remove(self._behind, request)
             if not ended:
@@ -225,13 +248,20 @@ class Scheduler:
             if known is not None:  # a preempted prompt is computed again: keep only what is new
                 known.extend(positions[max(0, len(known) - part.start - 1) :])
         logprobs = sampled.logprobs or [None] * len(step.sampled)
-        deltas, finished = [], State.FINISHED
+        deltas, advanced, finished = [], [], State.FINISHED
         for request, token_id, position in zip(step.sampled, sampled.token_ids, logprobs, strict=True):
             if request.state is finished:
                 continue  # aborted, or it ended while this step was under way
             delta = TokenDelta(request.request_id, [token_id])
             deltas.append(delta)
             reason, stop = request.append(token_id)
+            if request.grammar and reason is not FinishReason.STOP:
+                if request.grammar.accept(token_id):
+                    reason, delta.complete = FinishReason.STOP, True
+                elif request.grammar.error:
+                    reason, delta.error = FinishReason.ERROR, request.grammar.error
+                elif reason is None:
+                    advanced.append(request.grammar)
             if position is not None:
                 delta.logprobs = [position]
             if not request.started:
@@ -241,7 +271,40 @@ class Scheduler:
                 delta.num_preemptions = request.num_preemptions
                 self._finish(request)
         self._stats.generation_tokens += len(deltas)
+        if self.grammars and advanced:
+            self.grammars.advance(advanced)
         return deltas
+
+    def take_given_up(self) -> list[TokenDelta]:
+        """The ends of requests that failed since the last call."""
+        ends, self._given_up = self._given_up, []
+        return ends
+
+    def await_grammars(self, timeout: float) -> None:
+        """Wait until a grammar is further, for at most so many seconds: for when nothing else can advance."""
+        if self.grammars:
+            self.grammars.await_any([request.grammar for request in self.preparing if request.grammar], timeout)
+
+    def _settle_grammars(self) -> None:
+        """Queue the requests whose grammars have been compiled, and end those that can't go on with theirs."""
+        if self.grammars is None:
+            return
+        self.grammars.await_masks()
+        for request in list(self.preparing):
+            if request.grammar and request.grammar.settle():
+                self.preparing.remove(request)
+                request.enter(State.WAITING)
+                insort(self.waiting, request, key=by_key)
+                self._waits_for_grammar(request)
+
+    def _waits_for_grammar(self, request: Request) -> bool:
+        """Whether its last token, or what may follow it, isn't known yet. A request whose grammar failed ends."""
+        grammar = request.grammar
+        if grammar is not None and grammar.error is not None:
+            self._given_up.append(TokenDelta(request.request_id, finish_reason=FinishReason.ERROR, error=grammar.error))
+            self._finish(request)
+            return True
+        return grammar is not None and grammar.mask is None
 
     def _introduce(self, request: Request, delta: TokenDelta) -> None:
         request.started = True
@@ -253,7 +316,7 @@ class Scheduler:
         """Gauges now, and counters since the last call."""
         stats, self._stats = self._stats, Stats()
         stats.num_running = len(self.running)
-        stats.num_waiting = len(self.waiting)
+        stats.num_waiting = len(self.waiting) + len(self.preparing)
         stats.kv_cache_usage = self.kv.pool.usage
         stats.prefix_cache_queries, self.kv.num_queried_tokens = self.kv.num_queried_tokens, 0
         stats.prefix_cache_hits, self.kv.num_hit_tokens = self.kv.num_hit_tokens, 0
@@ -266,8 +329,8 @@ class Scheduler:
         rows = [request.row for request in self.running]
         if sorted(rows + self._free_rows) != list(range(self.limits.max_num_seqs)):
             raise RuntimeError(f"rows in use {rows} and free rows {self._free_rows} don't make up all rows")
-        if len(self.requests) != len(self.waiting) + len(self.running):
-            raise RuntimeError("a request is neither waiting nor running")
+        if len(self.requests) != len(self.preparing) + len(self.waiting) + len(self.running):
+            raise RuntimeError("a request is neither preparing nor waiting nor running")
         if any(request in self._decoding for request in self._behind):
             raise RuntimeError("a request decodes and is behind at once")
         for request in self._decoding:
@@ -288,6 +351,8 @@ class Scheduler:
     def _finish(self, request: Request) -> None:
         if request.state is State.RUNNING:
             self._release(request)
+        elif request.state is State.PREPARING:
+            self.preparing.remove(request)
         else:
             _remove(self.waiting, request)
         request.enter(State.FINISHED)

@@ -9,8 +9,10 @@ import headrace.device as devices
 from headrace.config import Config, profiler_settings
 from headrace.device import GIB
 from headrace.engine.core import Engine
+from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import blocks_for
 from headrace.engine.scheduler import Limits, Scheduler
+from headrace.engine.vocabulary import grammar_vocabulary
 from headrace.errors import ConfigError
 from headrace.models.source import ModelFiles
 from headrace.runner.memory import size_flag
@@ -40,6 +42,11 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         by_priority=config.scheduler.scheduling_policy == "priority",
     )
     scheduler = Scheduler(limits, layout, config.cache.enable_prefix_caching)
+    scheduler.grammars = Grammars(
+        lambda: grammar_vocabulary(config, files, runner.vocab_size, facts.eos_token_ids),
+        runner.vocab_size,
+        facts.eos_token_ids,
+    )
     per_request = _blocks(runner, max_model_len)
     concurrency = (layout.num_blocks - 1) / per_request
     info = EngineInfo(

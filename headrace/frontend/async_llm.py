@@ -136,7 +136,7 @@ class AsyncLLM:
     ) -> list[int]:
         """Tokenize a prompt and make every check; nothing is queued. Raises what ``generate`` would."""
         self._check_open()
-        if isinstance(prompt, list):
+        if isinstance(prompt, list) and params.structured_outputs is None:
             token_ids = self._door.admit(prompt, params, add_special_tokens, truncate_prompt_tokens)
         else:
             loop = asyncio.get_running_loop()
@@ -165,7 +165,8 @@ class AsyncLLM:
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._tracker.tracks:
             raise RequestError(f"The request id {request_id} is in use.", "request_id")
-        track = Track(request_id, self._door.text_of(prompt), token_ids, sampling_params, self._door.tokenizer)
+        door, params = self._door, sampling_params
+        track = Track(request_id, door.text_of(prompt), token_ids, params, door.tokenizer, door.grammar(params))
         self._tracker.add(track)
         news = self._news[request_id] = Bell()
         try:
@@ -174,6 +175,8 @@ class AsyncLLM:
                 await news.heard()
                 if self._death is not None and not track.finished:
                     raise self._end_error()
+                if track.error is not None:
+                    raise RequestError(track.error, "structured_outputs")
                 output = track.output(self.config.frontend.stream_interval)
                 if output is not None:
                     yield output

@@ -5,9 +5,13 @@ Owns no requests: what passes here may be queued. Knows the tokenizer and the mo
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from headrace.config import Config
 from headrace.config.plugin import load_class
+from headrace.config.structured import structured_settings
 from headrace.errors import RequestError
+from headrace.frontend.grammar import check_grammar, grammar_of
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import check_params, check_prompt
 from headrace.models.source import ModelFiles
@@ -22,6 +26,7 @@ class Door:
     def __init__(self, config: Config, info: EngineInfo, tokenizer: Tokenizer | None):
         self.config, self.info, self.tokenizer = config, info, tokenizer
         processors = [load_class("--logits-processors", path) for path in config.model.logits_processors]
+        self._structured = structured_settings(config.frontend.structured_outputs_config)
         self._validators = [processor.validate_params for processor in processors]
 
     def admit(
@@ -40,12 +45,27 @@ class Door:
         check_params(params, len(token_ids), self.config, self.info)
         if self.tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("stop and bad_words need a tokenizer, and --skip-tokenizer-init left it out.", "stop")
+        if (grammar := self.grammar(params)) is not None:
+            check_grammar(grammar)
         for validate in self._validators:
             try:
                 validate(params)
             except ValueError as error:
                 raise RequestError(str(error), "vllm_xargs") from error
         return token_ids
+
+    def grammar(self, params: SamplingParams) -> str | None:
+        """The grammar that the output must match, in the engine's notation. Raises ``RequestError``."""
+        wanted, settings = params.structured_outputs, self._structured
+        if wanted is None:
+            return None
+        if self.tokenizer is None:
+            raise RequestError(
+                "Structured outputs need a tokenizer, and --skip-tokenizer-init left it out.", "structured_outputs"
+            )
+        compact = wanted.disable_any_whitespace or settings.disable_any_whitespace
+        closed = wanted.disable_additional_properties or settings.disable_additional_properties
+        return grammar_of(replace(wanted, disable_any_whitespace=compact, disable_additional_properties=closed))
 
     def text_of(self, prompt: Prompt) -> str | None:
         """The prompt as text, if that is how it came."""

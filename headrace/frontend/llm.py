@@ -158,7 +158,8 @@ class LLM:
 
     def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
         token_ids = self._door.admit(prompt, params, add_special_tokens)
-        return Track(next(self._ids), self._door.text_of(prompt), token_ids, params, self._door.tokenizer)
+        door = self._door
+        return Track(next(self._ids), door.text_of(prompt), token_ids, params, door.tokenizer, door.grammar(params))
 
     def _submit(self, track: Track, priority: int) -> None:
         self._tracker.add(track)

@@ -49,7 +49,9 @@ class Track:
         prompt_token_ids: list[int],
         params: SamplingParams,
         tokenizer: Tokenizer | None,
+        grammar: str | None = None,
     ):
+        self.grammar = grammar
         self.request_id, self.prompt, self.prompt_token_ids, self.params = request_id, prompt, prompt_token_ids, params
         self.tokenizer = tokenizer if params.detokenize else None
         self._bad_word_ids = tokenizer.bad_word_ids(params.bad_words) if tokenizer else []
@@ -65,7 +67,7 @@ class Track:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""
         found = []
         for sequence in self.sequences:
-            params = self.params.clone(n=1, stop=[], bad_words=[])
+            params = self.params.clone(n=1, stop=[], bad_words=[], structured_outputs=None)
             if params.seed is not None:
                 params.seed = (params.seed + sequence.index + 2**63) % 2**64 - 2**63
             found.append(
@@ -75,6 +77,7 @@ class Track:
                     params=params,
                     eos_token_ids=eos_token_ids,
                     bad_word_ids=self._bad_word_ids,
+                    grammar=self.grammar,
                     priority=priority,
                     cache_salt=cache_salt,
                     arrival_time=self.metrics.queued_ts,
@@ -116,7 +119,8 @@ class Track:
         self.error = delta.error or self.error
         if sequence.detokenizer is None:
             return False
-        hidden = delta.finish_reason is FinishReason.STOP and not self.params.include_stop_str_in_output
+        stopped = delta.finish_reason is FinishReason.STOP and not delta.complete
+        hidden = stopped and not self.params.include_stop_str_in_output
         if sequence.detokenizer.add(delta.token_ids, ends=hidden):
             ended_by_engine = sequence.finish_reason is not None
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, sequence.detokenizer.stopped_by

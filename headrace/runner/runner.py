@@ -115,12 +115,13 @@ class Runner:
         step = graph.replay(batch) if graph else self._launch(self._on_device(batch), batch)
         prompts = self._prompt_logprobs(plan, step.hidden)
         tokens, logprobs, rows = None, None, [plan.rows[i] for i in plan.sampled]
-        if step.tokens is not None and self.sampler.plain(rows):
+        if step.tokens is not None and not plan.masked and self.sampler.plain(rows):
             tokens = step.tokens[: len(rows)]
         elif rows:
             places = sampled_places(step.numbers, batch)
             logits = self.model.logits(step.hidden[places.tokens]) if step.logits is None else step.logits[: len(rows)]
-            tokens, logprobs = self.sampler(logits, places, rows, [batch.contexts[i] for i in plan.sampled])
+            lengths = [batch.contexts[i] for i in plan.sampled]
+            tokens, logprobs = self.sampler(logits, places, rows, lengths, plan.masked, plan.masks)
         return self._pending(tokens, logprobs, rows, prompts)
 
     def _launch(self, numbers: torch.Tensor, batch: Batch, draw: bool = False) -> Step:

@@ -1,16 +1,18 @@
 """From logits to token ids: bias and masks, penalties, then the draw; and the logprobs around it.
 
-The order is vLLM's: logit_bias and allowed tokens, min_tokens and bad words, penalties, then temperature, min_p, top_k
-and top_p inside ``ops.sample``. Everything is computed from the persistent rows, so a preempted request needs nothing
-restored. Knows no schedule and no model.
+The order: the grammars' masks, then vLLM's: logit_bias and allowed tokens, min_tokens and bad words, penalties, and
+temperature, min_p, top_k and top_p inside ``ops.sample``. Everything but the masks is computed from the persistent
+rows, so a preempted request needs nothing restored. Knows no schedule and no model.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from headrace.device import to_device
+from headrace.ops.mask import mask_tokens
 from headrace.ops.sample import sample
 from headrace.runner.batch import Places
 from headrace.runner.logits_processors import ProcessorBatch
@@ -79,17 +81,28 @@ class Sampler:
         return sample(logits, places.rows, places.positions, rows.floats, rows.integers, rows.tokens)
 
     def __call__(
-        self, logits: torch.Tensor, places: Places, rows: list[int], lengths: list[int]
+        self,
+        logits: torch.Tensor,
+        places: Places,
+        rows: list[int],
+        lengths: list[int],
+        masked: list[int],
+        masks: bytes,
     ) -> tuple[torch.Tensor, TopLogprobs | None]:
         """``logits`` [S, V], which may be changed, of the S ``rows``, each with so many tokens so far.
+
+        Of those in places ``masked`` only some tokens may be sampled: see ``Plan.masks``.
 
         Returns the tokens int64 [S], and the logprobs of those rows that ask for them.
         """
         wanted = self.rows.wishing("logprobs", rows)
         restricted, penalized = self.rows.wishing("restrict", rows), self.rows.wishing("penalize", rows)
-        if wanted or restricted or penalized or self.processors is not None:
+        if wanted or restricted or penalized or masked or self.processors is not None:
             logits = logits.float()
         raw = logits[wanted] if wanted and not self.processed else None  # a copy, taken before any change
+        if masked:
+            bits = torch.from_numpy(np.frombuffer(bytearray(masks), np.int32).reshape(len(masked), -1))
+            mask_tokens(logits, to_device(torch.tensor(masked), logits.device), to_device(bits, logits.device))
         for i in restricted:
             self._restrict(logits[i], self.rows.fact(rows[i]), lengths[i])
         if penalized:

@@ -13,7 +13,6 @@ from headrace.server.protocol import ModelField
 logger = logging.getLogger(__name__)
 
 LATER = "`{name}` is not supported by this server yet; leave it out."
-STRUCTURED = "Structured outputs are not supported by this server yet, so `{name}` can't be honoured; leave it out."
 TEXT_ONLY = "This server takes and gives text only; leave `{name}` out."
 
 # field -> (a value that asks for nothing, the sentence of refusal)
@@ -22,12 +21,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "best_of": (1, "`best_of` was removed from the API; ask for `n` sequences and choose among them."),
     "use_beam_search": (False, "Beam search is not supported; sample `n` sequences instead of `use_beam_search`."),
     "length_penalty": (1.0, "`length_penalty` belongs to beam search, which is not supported."),
-    "response_format": ({"type": "text"}, STRUCTURED),
-    "structured_outputs": (None, STRUCTURED),
-    "guided_json": (None, STRUCTURED),
-    "guided_regex": (None, STRUCTURED),
-    "guided_choice": (None, STRUCTURED),
-    "guided_grammar": (None, STRUCTURED),
     "functions": (None, "`functions` was replaced by `tools` in the API, and tool calls are not supported yet."),
     "function_call": ("none", "`function_call` was replaced by `tool_choice`, and tool calls are not supported yet."),
     "modalities": (["text"], TEXT_ONLY),

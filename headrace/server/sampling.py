@@ -10,6 +10,7 @@ import msgspec
 from headrace.config import Config
 from headrace.errors import RequestError
 from headrace.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
+from headrace.server.structured import structured_outputs
 from headrace.types import OutputKind, SamplingParams
 
 # Request fields that carry over under their own name; null means "not given".
@@ -64,6 +65,7 @@ def build(
 ) -> SamplingParams:
     given = {name: value for name in COPIED if (value := getattr(body, name)) is not None}
     given |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "extra_args": body.vllm_xargs}
+    given["structured_outputs"] = structured_outputs(body)
     given["max_tokens"] = defaults.get("max_tokens") if max_tokens is None else max_tokens
     return checked(body, config, SamplingParams(**(defaults | given)), output_kind_of(body))
 
@@ -85,6 +87,8 @@ def checked(body: StreamFields, config: Config, params: SamplingParams, kind: Ou
         msgspec.msgpack.encode(params)
     except (OverflowError, UnicodeError):
         raise RequestError("A sampling parameter is a number beyond 64 bits.") from None
+    except RecursionError:
+        raise RequestError("A sampling parameter is nested too deeply.") from None
     return params.clone(output_kind=kind)
 
 

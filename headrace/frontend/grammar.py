@@ -1,0 +1,187 @@
+"""What users ask of an output's form, made into one notation: llguidance's grammars.
+
+Owns the spellings (JSON schema, regex, choice, Lark or GBNF grammar, structural tags), the bounds on their size, and
+the check at the door that a grammar compiles in time. Knows no tokens: masks are the engine's (engine/grammar.py).
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from headrace.engine.grammar import TOO_SLOW, limits
+from headrace.errors import RequestError
+from headrace.types import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+MAX_CHARACTERS = 128 * 1024  # of one grammar, so that compiling it stays quick
+CHECK_SECONDS = 0.9
+CHECK_THREADS = 2
+CACHED = 128  # verdicts kept
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # between JSON's tokens; a model that loves spaces comes to an end of them
+
+
+def grammar_of(wanted: StructuredOutputsParams) -> str:
+    """The grammar in llguidance's notation. Raises ``RequestError`` for what is no schema, grammar, … by its form."""
+    try:
+        text = _notation(wanted)
+    except RecursionError:
+        raise RequestError("The grammar is nested too deeply.", "structured_outputs") from None
+    if len(text) > MAX_CHARACTERS:
+        raise RequestError(
+            f"The grammar has {len(text)} characters; at most {MAX_CHARACTERS} are allowed.", "structured_outputs"
+        )
+    return text
+
+
+def check_grammar(text: str) -> None:
+    """Raise ``RequestError`` unless a grammar in llguidance's notation compiles in time and allows something."""
+    verdict = _verdict(text)
+    try:
+        reason = verdict.result(CHECK_SECONDS)
+    except Late:
+        reason = TOO_SLOW
+    if reason:
+        raise RequestError(reason, "structured_outputs")
+
+
+@functools.lru_cache(CACHED)
+def _verdict(text: str) -> Future[str]:
+    return _threads().submit(_fault, text)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CHECK_THREADS, "grammar")
+
+
+def _fault(text: str) -> str:
+    """Why a grammar can't be used, or nothing. A vocabulary of single bytes is enough to find out."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    matcher = LLMatcher(LLTokenizer("byte"), text, log_level=0, limits=limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # a grammar that nothing satisfies compiles
+    if not matcher.is_error():
+        return ""
+    reason, *details = matcher.get_error().splitlines()
+    if reason.startswith("NoExtension"):
+        reason = "nothing satisfies it"
+    reason = next((line for line in details if line.startswith("error:")), reason)  # a regex's is told on many lines
+    return f"The grammar can't be used: {reason.removeprefix('error: ')[:300].rstrip('.')}."
+
+
+# -- spellings ------------------------------------------------------------------------------------------------------
+
+
+def _notation(wanted: StructuredOutputsParams) -> str:
+    from llguidance import LLMatcher
+
+    if wanted.json is not None:
+        return LLMatcher.grammar_from_json_schema(_schema(wanted.json, wanted), overrides=_whitespace(wanted))
+    if wanted.json_object:
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_whitespace(wanted))
+    if wanted.regex is not None:
+        return str(LLMatcher.grammar_from_regex(wanted.regex))
+    if wanted.choice is not None:
+        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, wanted.choice))))
+    if wanted.grammar is not None:
+        return str(LLMatcher.grammar_from_lark(_lark(wanted.grammar)))
+    assert wanted.structural_tag is not None  # one of them is
+    return _tags(wanted.structural_tag, wanted)
+
+
+def _schema(given: str | bool | dict[str, Any], wanted: StructuredOutputsParams) -> Any:
+    """A JSON schema, parsed if it is text."""
+    if isinstance(given, str):
+        if len(given) > MAX_CHARACTERS:  # before any work on it
+            raise RequestError(f"A JSON schema may have at most {MAX_CHARACTERS} characters.", "structured_outputs")
+        try:
+            given = msgspec.json.decode(given)
+        except msgspec.DecodeError as error:
+            raise RequestError(f"The JSON schema is no JSON: {error}.", "structured_outputs") from None
+    if isinstance(given, bool):
+        given = {} if given else {"not": {}}
+    if not isinstance(given, dict):
+        raise RequestError("A JSON schema is an object.", "structured_outputs")
+    return _closed(given) if wanted.disable_additional_properties else given
+
+
+def _closed(schema: Any) -> Any:
+    """``schema`` with every object in it closed to properties it doesn't name, unless it says otherwise."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) or schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _whitespace(wanted: StructuredOutputsParams) -> "JsonCompileOptions":
+    if wanted.disable_any_whitespace:
+        return {"whitespace_flexible": False}
+    return {"whitespace_pattern": wanted.whitespace_pattern or WHITESPACE}
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _lark(grammar: str) -> str:
+    """A grammar in Lark's notation, or in GBNF, as llama.cpp and xgrammar have it (``root ::= …``)."""
+    if "::=" not in grammar:
+        return grammar
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    try:
+        return str(any_to_lark(grammar))
+    except (GbnfToLarkError, AssertionError, KeyError) as error:
+        raise RequestError(f"The GBNF grammar can't be read: {error}.", "structured_outputs") from None
+
+
+# -- structural tags ------------------------------------------------------------------------------------------------
+
+
+class Structure(msgspec.Struct):
+    """What stands between two fixed texts."""
+
+    begin: str
+    schema: dict[str, Any] | bool
+    end: str
+
+
+class StructuralTag(msgspec.Struct):
+    """Free text, in which each of the ``triggers`` starts one of the ``structures`` that begin with it."""
+
+    structures: list[Structure]
+    triggers: list[str]
+    type: str = "structural_tag"
+
+
+def _tags(given: str | dict[str, Any], wanted: StructuredOutputsParams) -> str:
+    """Structural tags, in vLLM's older form: {"structures": [{"begin", "schema", "end"}], "triggers": […]}."""
+    from llguidance import LLMatcher, StructTag
+
+    read: Callable[..., StructuralTag] = msgspec.json.decode if isinstance(given, str) else msgspec.convert
+    try:
+        tag = read(given, type=StructuralTag)
+    except msgspec.MsgspecError as error:
+        raise RequestError(f"The structural tag is invalid: {error}.", "structured_outputs") from None
+    tags = []
+    for structure in tag.structures:
+        trigger = next((trigger for trigger in tag.triggers if trigger and structure.begin.startswith(trigger)), None)
+        if trigger is None:
+            raise RequestError(f"No trigger begins the structural tag {structure.begin!r}.", "structured_outputs")
+        schema = {**_schema(structure.schema, wanted), "x-guidance": _whitespace(wanted)}
+        tags.append(StructTag(trigger=trigger, begin=structure.begin, grammar=schema, end=structure.end))
+    if not tags:
+        raise RequestError("A structural tag needs at least one structure.", "structured_outputs")
+    return str(LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False)))
