@@ -31,7 +31,7 @@ def add_arguments(parser: FlagParser) -> None:
         "trace", nargs="?", metavar="TRACE", help="torch trace (.json, .json.gz) or Nsight's (.sqlite, .nsys-rep)."
     )
     parser.add_argument("--url", metavar="URL", help="Server that records, while COMMAND runs or for some steps.")
-    parser.add_argument("--api-key", metavar="KEY", help="The server's key; HEADRACE_API_KEY or OPENAI_API_KEY else.")
+    parser.add_argument("--api-key", metavar="KEY", help="The server's key. [$HEADRACE_API_KEY or $OPENAI_API_KEY]")
     parser.add_argument(
         "--trace-dir", metavar="DIR", help="Where the server writes traces, if it doesn't say so itself, as vLLM."
     )

@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     general.add_argument("--dataset-name", type=known, metavar="NAME", help=f"{names}. [random; sharegpt with a file]")
     general.add_argument("--dataset-path", type=existing, metavar="FILE", help="The dataset's file.")
     general.add_argument("--num-prompts", type=positive, default=1000, metavar="N", help="Requests. [1000]")
-    general.add_argument(
-        "--input-len", type=positive, metavar="N", help="Prompt tokens of any dataset that draws them."
-    )
+    general.add_argument("--input-len", type=positive, metavar="N", help="Prompt tokens of a dataset that draws them.")
     general.add_argument("--output-len", type=positive, metavar="N", help="Output tokens of such a dataset.")
     general.add_argument("--prefix-len", type=natural, metavar="N", help="Common first tokens of such a dataset.")
     for flag, help in (

@@ -142,9 +142,7 @@ def heading(
         "max_concurrency": arguments.max_concurrency,
     }
     if arguments.ramp_up_strategy:
-        result["ramp_up_strategy"] = arguments.ramp_up_strategy
-        result["ramp_up_start_rps"] = arguments.ramp_up_start_rps
-        result["ramp_up_end_rps"] = arguments.ramp_up_end_rps
+        result |= {f"ramp_up_{key}": vars(arguments)[f"ramp_up_{key}"] for key in ("strategy", "start_rps", "end_rps")}
     return result
 
 

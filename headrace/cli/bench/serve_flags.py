@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from headrace.bench import datasets
@@ -45,7 +46,7 @@ def add_server(parser: FlagParser) -> None:
         "--endpoint-type",
         default="openai",
         metavar="API",
-        help="What to ask for, such as openai-chat. [openai]",
+        help="openai-chat, vllm-rerank, … [openai]",
     )
     add("--base-url", metavar="URL", help="Address of the server, instead of --host and --port.")
     add("--host", default="127.0.0.1", metavar="NAME", help="[127.0.0.1]")
@@ -57,9 +58,7 @@ def add_server(parser: FlagParser) -> None:
     add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="[auto]")
     add("--trust-remote-code", action="store_true", help="Run Python code that comes with the tokenizer.")
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
-    add(
-        "--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Headers of every request."
-    )
+    add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Of every request.")
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
     add("--ready-check-timeout-sec", type=seconds, default=0.0, metavar="X", help="Wait so long for the server. [0]")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
@@ -67,13 +66,7 @@ def add_server(parser: FlagParser) -> None:
 
 def add_load(parser: FlagParser) -> None:
     add = parser.add_argument_group("load").add_argument
-    add(
-        "--request-rate",
-        type=rate,
-        default=float("inf"),
-        metavar="X",
-        help="Requests a second; inf: all at once. [inf]",
-    )
+    add("--request-rate", type=rate, default=math.inf, metavar="X", help="Requests a second; inf: all at once. [inf]")
     add("--burstiness", type=rate, default=1.0, metavar="X", help="1: Poisson arrivals; more is more even. [1]")
     add("--max-concurrency", type=positive, metavar="N", help="Most requests on their way at once.")
     add("--ramp-up-strategy", choices=("linear", "exponential"), help="How the rate grows, instead of --request-rate.")
@@ -81,13 +74,7 @@ def add_load(parser: FlagParser) -> None:
     add("--ramp-up-end-rps", type=rate, metavar="X", help="Rate that it grows to.")
     add("--num-warmups", type=natural, default=0, metavar="N", help="Requests sent before, unmeasured. [0]")
     add("--num-client-processes", type=positive, default=1, metavar="N", help="Processes that send. [1]")
-    add(
-        "--request-timeout",
-        type=rate,
-        default=3600.0,
-        metavar="X",
-        help="Seconds without a byte after which a request failed. [3600]",
-    )
+    add("--request-timeout", type=rate, default=3600.0, metavar="X", help="Most seconds without a byte. [3600]")
     add("--allow-failures", action="store_true", help="Exit with 0 even if requests failed.")
 
 
@@ -106,23 +93,14 @@ def add_output(parser: FlagParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--percentile-metrics", type=metrics, metavar="LIST", help=f"Of {','.join(TITLES)}. [ttft,tpot,itl]")
     add("--metric-percentiles", type=percentiles, default=[99.0], metavar="LIST", help="[99]")
-    add(
-        "--goodput",
-        nargs="+",
-        action="extend",
-        type=promise,
-        default=[],
-        metavar="METRIC:MS",
-        help="Count those within.",
-    )
+    many: dict[str, Any] = {"action": "extend", "default": []}
+    add("--goodput", nargs="+", type=promise, metavar="METRIC:MS", help="Count the requests within.", **many)
     add("--save-result", action="store_true", help="Write the figures to a JSON file.")
     add("--append-result", action="store_true", help="Add them to the file as a further line.")
     add("--save-detailed", action="store_true", help="With those of every request, also as .csv and .txt.")
     add("--result-dir", metavar="DIR", help="Where to. [.]")
     add("--result-filename", metavar="NAME", help="[by backend, rate, model and date]")
-    add(
-        "--metadata", nargs="*", action="extend", type=pair, default=[], metavar="K=V", help="Facts to write with them."
-    )
+    add("--metadata", nargs="*", type=pair, metavar="K=V", help="Facts to write with them.", **many)
     add("--label", metavar="TEXT", help="Name of the run, in the file and in its name.")
     add("--disable-tqdm", action="store_true", help="Show no progress.")
 
@@ -142,7 +120,7 @@ def check(arguments: argparse.Namespace) -> None:
     ramp = arguments.ramp_up_start_rps, arguments.ramp_up_end_rps
     if len({value is None for value in (arguments.ramp_up_strategy, *ramp)}) == 2:
         raise ConfigError("--ramp-up-strategy, --ramp-up-start-rps and --ramp-up-end-rps need each other.")
-    if arguments.ramp_up_strategy and arguments.request_rate != float("inf"):
+    if arguments.ramp_up_strategy and arguments.request_rate != math.inf:
         raise ConfigError("--request-rate and --ramp-up-strategy both say how fast to send: leave one out.")
 
 
