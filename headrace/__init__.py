@@ -11,6 +11,8 @@ _PUBLIC = {
     "AsyncEngineArgs": "headrace.config",
     "EngineArgs": "headrace.config",
     "Config": "headrace.config",
+    "PoolingParams": "headrace.types",
+    "PoolingRequestOutput": "headrace.types",
     "SamplingParams": "headrace.types",
     "StructuredOutputsParams": "headrace.types",
     "RequestOutput": "headrace.types",
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
     from headrace.config import AsyncEngineArgs, Config, EngineArgs
     from headrace.frontend.async_llm import AsyncLLM
     from headrace.frontend.llm import LLM
-    from headrace.types import CompletionOutput, RequestOutput, SamplingParams
+    from headrace.types import (
+        CompletionOutput,
+        PoolingParams,
+        PoolingRequestOutput,
+        RequestOutput,
+        SamplingParams,
+    )
 
 
 def __getattr__(name: str) -> Any:

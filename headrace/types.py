@@ -134,6 +134,37 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             raise RequestError(f"n must be 1 with greedy sampling (temperature 0), got {self.n}.", "n")
 
 
+POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify")
+
+
+class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What to make of one prompt's hidden states; the fields are those of vLLM's ``PoolingParams``.
+
+    Raises ``RequestError`` naming the field if a value is out of range.
+    """
+
+    task: str | None = None  # one of POOLING_TASKS; None: what the model is for
+    dimensions: int | None = None  # keep the first ones of an embedding; None: all
+    use_activation: bool | None = None  # normalise embeddings, make scores probabilities; None: as the model says
+    truncate_prompt_tokens: int | None = None  # cut prompts to so many tokens; -1: to the model's length
+    second_segment: int | None = None  # where the second text of a pair begins, for models that mark it
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in POOLING_TASKS:
+            raise RequestError(f"task must be one of {', '.join(POOLING_TASKS)}, got {self.task!r}.", "task")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise RequestError(f"dimensions must be at least 1, got {self.dimensions}.", "dimensions")
+        if self.truncate_prompt_tokens is not None and (cut := self.truncate_prompt_tokens) < 1 and cut != -1:
+            raise RequestError(
+                f"truncate_prompt_tokens must be at least 1, or -1 for the model's length, got {cut}.",
+                "truncate_prompt_tokens",
+            )
+
+    def clone(self, **changes: Any) -> "PoolingParams":
+        """A copy with ``changes`` applied and validated."""
+        return msgspec.structs.replace(self, **changes)
+
+
 class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -166,6 +197,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     cache_salt: str | None = None  # separates prefix-cache entries between callers
     arrival_time: float = 0.0  # time.monotonic() seconds
     grammar: str | None = None  # that the output must match, in llguidance's notation
+    pooling: PoolingParams | None = None  # no sequence is generated: the prompt alone is computed, and pooled
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -191,6 +223,13 @@ ToEngine = Submit | Abort | ResetPrefixCache | Profile | Shutdown
 # -- engine -> API process ------------------------------------------------------------------------------------------
 
 
+class Pooled(msgspec.Struct, array_like=True, gc=False):
+    """Numbers made of a prompt: float32 in this machine's byte order, [size] or [tokens, size]."""
+
+    shape: list[int]
+    data: bytes
+
+
 class TokenDelta(msgspec.Struct, omit_defaults=True, gc=False):
     """New tokens of one sequence, and its end if ``finish_reason`` is set. Times are time.monotonic() seconds."""
 
@@ -205,6 +244,7 @@ class TokenDelta(msgspec.Struct, omit_defaults=True, gc=False):
     num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache; with the first delta only
     scheduled_time: float | None = None  # with the first delta only
     num_preemptions: int = 0
+    pooled: Pooled | None = None  # the one result of a pooling request
 
 
 class Stats(msgspec.Struct, omit_defaults=True):
@@ -275,6 +315,12 @@ class EngineInfo(msgspec.Struct, tag="ready"):
     ledger: list[LedgerEntry]
     cost: StepCost
     pid: int = 0
+    tasks: list[str] = msgspec.field(
+        default_factory=lambda: ["generate"]
+    )  # or those of POOLING_TASKS that the model can do, its main one first
+    embedding_sizes: list[int] = []  # the largest, and those that requests may ask for if the model names them
+    labels: list[str] = []  # of a classifier
+    pair_template: str | None = None  # how a query and a document become one prompt, if not as a tokenizer's pair
 
 
 class Fatal(msgspec.Struct, tag="fatal"):
@@ -308,6 +354,7 @@ class NewRow(msgspec.Struct, omit_defaults=True):
     seed: int  # 64-bit, drawn by the engine where the request named none
     stop_token_ids: list[int]  # every id that would end the request; masked until min_tokens
     bad_word_ids: list[list[int]] = []
+    pooling: PoolingParams | None = None
 
 
 class NewBlocks(msgspec.Struct, array_like=True, gc=False):
@@ -344,6 +391,7 @@ class Sampled(msgspec.Struct):
     token_ids: list[int]
     logprobs: list[PositionLogprobs | None] | None = None
     prompt_logprobs: dict[int, list[PositionLogprobs]] = {}  # row -> the chunk's positions
+    pooled: list[Pooled] | None = None  # instead of tokens, from a model that pools
 
 
 class KVGroup(msgspec.Struct, frozen=True):
@@ -408,3 +456,39 @@ class RequestOutput(msgspec.Struct):
     num_cached_tokens: int | None = None
     lora_request: None = None
     kv_transfer_params: None = None
+
+
+class PoolingOutput(msgspec.Struct):
+    """``data``: a float32 tensor, [size] or [tokens, size]."""
+
+    data: Any
+
+
+class PoolingRequestOutput(msgspec.Struct):
+    """What was made of one prompt; the fields are vLLM's. ``outputs`` depends on the method that was called."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: Any
+    finished: bool = True
+    num_cached_tokens: int | None = None
+
+
+class EmbeddingOutput(msgspec.Struct):
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+class ClassificationOutput(msgspec.Struct):
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probs)
+
+
+class ScoringOutput(msgspec.Struct):
+    score: float

@@ -22,6 +22,7 @@ class AttentionSpec:
     softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0 = off
     sinks: bool = False  # a learned logit a head joins the softmax and is then dropped
     alibi: bool = False  # scores get slope_h * (key position - query position); no model has both this and sinks
+    causal: bool = True  # else ``encode`` is called, not ``run``
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class StepInput:
 
     positions: torch.Tensor  # int64 [T]
     groups: tuple[PagedBatch, ...]
+    token_types: torch.Tensor | None = None  # int64 [T], for models that tell texts of a pair apart; None: all 0
 
 
 class Backend(Protocol):
-    """Paged causal attention of one kind of layer: prefill, decode and mixed steps in one varlen call."""
+    """Attention of one kind of layer, causal over a paged cache (prefill, decode and mixed steps) or bidirectional."""
 
     name: str
     capturable: int  # if no row has more query tokens, what ``run`` launches depends on its tensors' shapes alone
@@ -86,5 +88,13 @@ class Backend(Protocol):
 
         The caches are contiguous, and so is each token in ``q``; the step's own keys and values are cached already.
         ``sinks`` and ``alibi_slopes`` are float32 [num_heads]. Returns [T, num_heads, head_dim].
+        """
+        ...
+
+    def encode(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """Attend each row's tokens to all tokens of that row, which are all in this step; there is no cache.
+
+        ``q`` [T, num_heads, head_dim], ``k`` and ``v`` [T, num_kv_heads, head_dim]; only each token must be contiguous.
+        Returns [T, num_heads, head_dim].
         """
         ...

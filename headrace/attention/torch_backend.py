@@ -86,6 +86,14 @@ class TorchBackend:
             start = end
         return out
 
+    def encode(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """See ``Backend.encode``."""
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        parts = (x[None].transpose(1, 2).split(batch.counts, dim=2) for x in (q, k, v, out))
+        for queries, keys, values, result in zip(*parts, strict=True):
+            result[:] = F.scaled_dot_product_attention(queries, keys, values, scale=self.spec.scale, enable_gqa=True)
+        return out
+
 
 def decode_groups(batch: PagedBatch, block_size: int, window: int | None) -> list[DecodeGroup]:
     contexts = batch.contexts[: batch.num_decodes]

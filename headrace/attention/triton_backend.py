@@ -9,7 +9,7 @@ the rows of one matrix product, so keys and values are read once for all of them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Tiling:
         token = tokens[row] + first
         queries = np.minimum(counts[row] - first, self.queries)
         position = (contexts - counts)[row] + first
-        stop = position + queries
+        stop = position + queries if spec.causal else contexts[row]
         start = np.maximum(position - spec.window + 1, 0) if spec.window else np.zeros_like(position)
         visible = stop - start
         # As many ranges as keep all programs busy, not one more: it would have to wait for another to end.
@@ -109,7 +109,7 @@ class TritonBackend:
         size = max(n * tiling.queries for n, tiling in zip(ranges, tilings, strict=True)) * spec.num_heads
         self._results = torch.empty(size, spec.head_dim, dtype=torch.float32, device=device)
         self._sums = torch.empty(2, size, dtype=torch.float32, device=device)
-        self._long = CudnnPrefill(spec.scale) if CudnnPrefill.supports(spec, device, dtype) else None
+        self._long = CudnnPrefill(spec.scale) if spec.causal and CudnnPrefill.supports(spec, device, dtype) else None
         self._arrived = torch.zeros(max(ranges) * spec.num_kv_heads, dtype=torch.int32, device=device)
 
     @staticmethod
@@ -125,6 +125,7 @@ class TritonBackend:
     def plan(self, rows: Array, counts: Array, contexts: Array, num_decodes: int) -> Array:
         """The number of items of decoding rows, that of the others', then the items. See ``Backend.plan``."""
         tokens = counts.cumsum() - counts
+        rows = rows if self.spec.causal else tokens  # see ``encode``
         others = np.arange(num_decodes, len(rows))
         if self._long is not None:
             others = others[counts[others] < LONG]
@@ -171,6 +172,14 @@ class TritonBackend:
             self._launch(self.prefill, False, *operands)
         return out
 
+    def encode(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """See ``Backend.encode``. To the kernel the step's own keys are a cache in blocks of one token, in order.
+
+        A row's table begins with its first token, so rows go by their first tokens' numbers.
+        """
+        table = torch.arange(len(k), dtype=torch.int32, device=k.device)[:, None]
+        return self.run(q, k[:, None], v[:, None], replace(batch, block_table=table))
+
     def _decode(self, num_decodes: int) -> Tiling:
         return self.decode_few if num_decodes <= FEW else self.decode_many
 
@@ -193,7 +202,9 @@ class TritonBackend:
             *(q.stride(0), spec.scale),
             WINDOW=spec.window or 0,
             SOFTCAP=spec.softcap,
+            CAUSAL=spec.causal,
             BLOCK_SIZE=k_cache.shape[1],
+            SLOT=k_cache.stride(0) // k_cache.shape[1],
             NUM_KV_HEADS=spec.num_kv_heads,
             GROUP=spec.num_heads // spec.num_kv_heads,
             HEAD_DIM=spec.head_dim,
@@ -229,7 +240,9 @@ def _attend_kernel(
     scale,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    SLOT: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -270,7 +283,7 @@ def _attend_kernel(
             *(q_tile, position, largest, total, slope, tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)),
             *(k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM),
             *(block_table + row.to(tl.int64) * table_stride, scale),
-            *(alibi_slopes is not None, NUM_KV_HEADS * HEAD_DIM, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+            *(alibi_slopes is not None, CAUSAL, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
         )
         done = ranges == 1
         if not done:
@@ -300,6 +313,7 @@ def _attend_keys(
     table,
     scale,
     ALIBI: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SLOT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -310,17 +324,19 @@ def _attend_keys(
     """(sum of the values by weight, largest score, sum of the weights) of each line of queries over a range of keys."""
     result = tl.zeros(q_tile.shape, dtype=tl.float32)
     masked_from = first_key
-    if WINDOW == 0:  # up to the first query's position every query sees every key
+    if not CAUSAL:
+        masked_from += (stop - first_key) // BLOCK_N * BLOCK_N
+    elif WINDOW == 0:  # up to the first query's position every query sees every key
         masked_from += tl.maximum(tl.minimum(first_position + 1, stop) - first_key, 0) // BLOCK_N * BLOCK_N
     for start in range(first_key, masked_from, BLOCK_N):
         result, largest, total = _visit(
             *(q_tile, position, result, largest, total, slope, start, stop, k_head, v_head, table, scale),
-            *(False, ALIBI, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+            *(False, ALIBI, CAUSAL, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
         )
     for start in range(masked_from, stop, BLOCK_N):
         result, largest, total = _visit(
             *(q_tile, position, result, largest, total, slope, start, stop, k_head, v_head, table, scale),
-            *(True, ALIBI, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
+            *(True, ALIBI, CAUSAL, SLOT, WINDOW, SOFTCAP, BLOCK_SIZE, HEAD_DIM, BLOCK_N),
         )
     return result, largest, total
 
@@ -341,6 +357,7 @@ def _visit(
     scale,
     MASKED: tl.constexpr,
     ALIBI: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SLOT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -370,7 +387,9 @@ def _visit(
     if ALIBI:
         scores += (slope * 1.4426950408889634)[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
     if MASKED:
-        visible = (key[None, :] <= position[:, None]) & (key[None, :] < stop)
+        visible = key[None, :] < stop
+        if CAUSAL:
+            visible = visible & (key[None, :] <= position[:, None])
         if WINDOW > 0:
             visible = visible & (key[None, :] > position[:, None] - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))

@@ -61,6 +61,24 @@ class ModelOptions:
     cudagraph_capture_sizes: list[int] = option([], "Numbers of tokens to capture steps for.")
     max_cudagraph_capture_size: int | None = option(None, "The largest of them; 512 if not given.", minimum=1)
     attention_backend: str | None = option(None, "Attention implementation (torch, triton); the fastest unless set.")
+    task: str = option(
+        "auto",
+        "What the model is for: the older way to say --runner and --convert.",
+        choices=("auto", "generate", "embed", "embedding", "classify", "score", "reward", "transcription", "draft"),
+    )
+    runner: str = option(
+        "auto",
+        "Whether the model generates text or pools prompts into vectors or scores; auto: as its files say.",
+        choices=("auto", "generate", "pooling", "draft"),
+    )
+    convert: str = option(
+        "auto",
+        "Turn a generating model into one that embeds or scores.",
+        choices=("auto", "none", "embed", "classify", "reward"),
+    )
+    pooler_config: dict[str, Any] | None = option(
+        None, "How to pool, instead of as the model says: pooling_type CLS, LAST or MEAN; use_activation true or false."
+    )
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
 
 

@@ -85,28 +85,6 @@ class FeatureOptions:
         None, "Hand KV blocks to other servers.", later="KV cache transfer"
     )
     kv_events_config: dict[str, Any] | None = option(None, "Publish KV cache events.", later="KV cache events")
-    task: str = option(
-        "auto",
-        "What the model is for.",
-        choices=("auto", "generate", "embed", "embedding", "classify", "score", "reward", "transcription", "draft"),
-        later="pooling and transcription models",
-        neutral=("generate",),
-    )
-    runner: str = option(
-        "auto",
-        "What the model is for.",
-        choices=("auto", "generate", "pooling", "draft"),
-        later="pooling and transcription models",
-        neutral=("generate",),
-    )
-    convert: str = option(
-        "auto",
-        "Turn a generating model into a pooling one.",
-        choices=("auto", "none", "embed", "classify", "reward"),
-        later="pooling and transcription models",
-        neutral=("none",),
-    )
-    pooler_config: dict[str, Any] | None = option(None, "How to pool.", later="pooling and transcription models")
     enable_lora: bool = option(False, "Serve LoRA adapters.", later="LoRA")
     lora_modules: list[str] = option([], "Adapters, as name=path.", later="LoRA", metavar="NAME=PATH")
     max_loras: int = option(1, "Adapters in a batch.", minimum=1, later="LoRA")

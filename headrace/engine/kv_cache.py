@@ -107,7 +107,7 @@ class KVCache:
 
         At least one token is left to compute, since its logits are needed.
         """
-        if not self.enable_prefix_caching or request.params.prompt_logprobs is not None:
+        if not self.enable_prefix_caching or request.needs_whole_prompt:
             return [[] for _ in self.windows]
         length = (len(request.token_ids) - 1) // self.block_size
         self._hash_blocks(request, length)

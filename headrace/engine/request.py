@@ -52,6 +52,7 @@ class Request:
         "num_registered",
         "num_tokens",
         "params",
+        "pooling",
         "prompt_logprobs",
         "request_id",
         "row",
@@ -75,6 +76,7 @@ class Request:
         params = submit.params
         self.request_id = submit.request_id
         self.params = params
+        self.pooling = submit.pooling
         self.cache_salt = submit.cache_salt
         self.bad_word_ids = submit.bad_word_ids
         self.key = key  # order of service: (priority, arrival number)
@@ -82,7 +84,8 @@ class Request:
         self.token_ids = array("i", submit.prompt_token_ids)  # int32, as on the device: a waiting prompt stays small
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         limit = max_model_len if params.max_tokens is None else self.num_prompt_tokens + params.max_tokens
-        self.max_total_tokens = min(limit, max_model_len)
+        # Pooled values count as one token more, the last; they need no place in the context.
+        self.max_total_tokens = self.num_prompt_tokens + 1 if submit.pooling else min(limit, max_model_len)
         self.eos_token_ids = frozenset(() if params.ignore_eos else submit.eos_token_ids)
         self.stop_token_ids = frozenset(params.stop_token_ids)
         self.num_planned = 0
@@ -115,3 +118,9 @@ class Request:
         if num_tokens >= self.max_total_tokens:
             return FinishReason.LENGTH, None
         return None, None
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether something of every prompt token is wanted, so that none may come from the prefix cache."""
+        by_token = self.pooling is not None and (self.pooling.task or "").startswith("token")
+        return by_token or self.params.prompt_logprobs is not None

@@ -20,6 +20,7 @@ from headrace.types import (
     NewBlocks,
     NewRow,
     Plan,
+    Pooled,
     Sampled,
     Stats,
     Submit,
@@ -216,6 +217,7 @@ class Scheduler:
                 seed=request.seed,
                 stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
                 bad_word_ids=request.bad_word_ids,
+                pooling=request.pooling,
             )
         )
 
@@ -242,6 +244,8 @@ class Scheduler:
 
     def commit(self, step: Step, sampled: Sampled) -> list[TokenDelta]:
         """Apply a step's sampled tokens; returns what each request gained. Steps commit in the order of their plans."""
+        if sampled.pooled is not None:
+            return self._commit_pooled(step, sampled.pooled)
         for row, positions in sampled.prompt_logprobs.items():
             part = step.parts[row]
             known = part.request.prompt_logprobs
@@ -305,6 +309,19 @@ class Scheduler:
             self._finish(request)
             return True
         return grammar is not None and grammar.mask is None
+
+    def _commit_pooled(self, step: Step, pooled: list[Pooled]) -> list[TokenDelta]:
+        """Hand out what the prompts that ended in this step were made into; it ends their requests."""
+        deltas = []
+        for request, values in zip(step.sampled, pooled, strict=True):
+            if request.state is State.FINISHED:
+                continue
+            delta = TokenDelta(request.request_id, pooled=values, finish_reason=FinishReason.STOP)
+            delta.num_preemptions = request.num_preemptions
+            self._introduce(request, delta)
+            self._finish(request)
+            deltas.append(delta)
+        return deltas
 
     def _introduce(self, request: Request, delta: TokenDelta) -> None:
         request.started = True

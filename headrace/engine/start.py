@@ -37,11 +37,11 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         max_num_batched_tokens=facts.max_num_batched_tokens,
         max_num_seqs=facts.max_num_seqs,
         max_model_len=max_model_len,
-        long_prefill_token_threshold=config.scheduler.long_prefill_token_threshold,
-        chunked_prefill=config.scheduler.enable_chunked_prefill,
+        long_prefill_token_threshold=config.scheduler.long_prefill_token_threshold if facts.chunked_prefill else 0,
+        chunked_prefill=facts.chunked_prefill,
         by_priority=config.scheduler.scheduling_policy == "priority",
     )
-    scheduler = Scheduler(limits, layout, config.cache.enable_prefix_caching)
+    scheduler = Scheduler(limits, layout, facts.prefix_caching)
     scheduler.grammars = Grammars(
         lambda: grammar_vocabulary(config, files, runner.vocab_size, facts.eos_token_ids),
         runner.vocab_size,
@@ -63,6 +63,7 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         default_sampling=facts.default_sampling,
         ledger=runner.ledger.entries,
         cost=runner.cost,
+        **runner.purpose(),
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too
     logger.info("Maximum concurrency for %s tokens per request: %.2fx", f"{max_model_len:,}", concurrency)

@@ -24,6 +24,7 @@ from headrace.errors import (
 )
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.observer import Observer
+from headrace.frontend.pooling import PoolingTrack
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
 from headrace.models import source
@@ -31,6 +32,8 @@ from headrace.types import (
     Abort,
     EngineInfo,
     Outputs,
+    PoolingParams,
+    PoolingRequestOutput,
     Profile,
     Profiled,
     Progress,
@@ -186,6 +189,52 @@ class AsyncLLM:
             del self._news[request_id]
             if self._tracker.tracks.get(request_id) is track:
                 await self._abort_now(request_id)
+
+    async def prepare_pooling(
+        self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True
+    ) -> tuple[list[int], PoolingParams]:
+        """Tokenize a prompt, or a pair of texts, and make every check; nothing is queued."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        arguments = (prompt, params, add_special_tokens)
+        token_ids, params = await loop.run_in_executor(self._threads, self._door.admit_pooling, *arguments)
+        self._check_queue(len(token_ids))
+        return token_ids, params
+
+    async def pool(
+        self,
+        token_ids: list[int],
+        params: PoolingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> PoolingRequestOutput:
+        """Compute what ``prepare_pooling`` has prepared. Raises ``EngineDeadError`` if the engine dies meanwhile."""
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._tracker.tracks:
+            raise RequestError(f"The request id {request_id} is in use.", "request_id")
+        track = PoolingTrack(request_id, None, token_ids, params)
+        self._tracker.add(track)
+        news = self._news[request_id] = Bell()
+        try:
+            await self._submit(track, priority, cache_salt)
+            while not track.finished:
+                await news.heard()
+                if self._death is not None and not track.finished:
+                    raise self._end_error()
+            return track.result()
+        finally:
+            del self._news[request_id]
+            if self._tracker.tracks.get(request_id) is track:
+                await self._abort_now(request_id)
+
+    async def encode(
+        self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
+        token_ids, params = await self.prepare_pooling(prompt, pooling_params or PoolingParams())
+        yield await self.pool(token_ids, params, request_id)
 
     async def _submit(self, track: Track, priority: int, cache_salt: str | None) -> None:
         for submit in track.submits(self.info.eos_token_ids, priority, cache_salt):

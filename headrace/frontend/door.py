@@ -12,10 +12,11 @@ from headrace.config.plugin import load_class
 from headrace.config.structured import structured_settings
 from headrace.errors import RequestError
 from headrace.frontend.grammar import check_grammar, grammar_of
+from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
-from headrace.frontend.validation import check_params, check_prompt
+from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt
 from headrace.models.source import ModelFiles
-from headrace.types import EngineInfo, SamplingParams
+from headrace.types import EngineInfo, PoolingParams, SamplingParams
 
 Prompt = str | list[int] | dict[str, Any]  # a text, its token ids, or {"prompt": …} or {"prompt_token_ids": …}
 
@@ -37,6 +38,7 @@ class Door:
         truncate_prompt_tokens: int | None = None,
     ) -> list[int]:
         """The prompt's token ids. Raises ``RequestError`` if it, or ``params`` with it, can't be served."""
+        check_generates(self.info)
         token_ids = self._token_ids(prompt, add_special_tokens)
         if truncate_prompt_tokens is not None:
             keep = self.info.max_model_len - 1 if truncate_prompt_tokens == -1 else truncate_prompt_tokens
@@ -67,6 +69,29 @@ class Door:
         closed = wanted.disable_additional_properties or settings.disable_additional_properties
         return grammar_of(replace(wanted, disable_any_whitespace=compact, disable_additional_properties=closed))
 
+    def admit_pooling(
+        self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True
+    ) -> tuple[list[int], PoolingParams]:
+        """The token ids of a prompt (maybe of a pair of texts), and ``params`` with all that was left open.
+
+        Texts are cut at their end, special tokens stay. Raises ``RequestError`` if they can't be served.
+        """
+        params = settled(params, self.info)
+        if isinstance(prompt, tuple):
+            token_ids, second = self._needed_tokenizer().encode_pair(*prompt)
+            params.second_segment = second
+        else:
+            token_ids = self._token_ids(prompt, add_special_tokens)
+        if params.truncate_prompt_tokens is not None:
+            most = self.info.max_model_len if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
+            if len(token_ids) > most:
+                is_text = isinstance(prompt, tuple) or self.text_of(prompt) is not None
+                closing = self.tokenizer.num_closing if self.tokenizer and is_text and add_special_tokens else 0
+                closing = min(closing, most)
+                token_ids = token_ids[: most - closing] + token_ids[len(token_ids) - closing :]
+        check_pooled_prompt(token_ids, self.info)
+        return token_ids, params
+
     def text_of(self, prompt: Prompt) -> str | None:
         """The prompt as text, if that is how it came."""
         if isinstance(prompt, dict):
@@ -80,12 +105,15 @@ class Door:
                 raise RequestError("A prompt dictionary holds either prompt or prompt_token_ids.", "prompt")
             prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
         if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("Text prompts need a tokenizer, and --skip-tokenizer-init left it out.", "prompt")
-            return self.tokenizer.encode(prompt, add_special_tokens)
+            return self._needed_tokenizer().encode(prompt, add_special_tokens)
         if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
             raise RequestError("A prompt is a text or a list of token ids.", "prompt")
         return prompt
+
+    def _needed_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError("Text prompts need a tokenizer, and --skip-tokenizer-init left it out.", "prompt")
+        return self.tokenizer
 
 
 def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:

@@ -3,7 +3,7 @@
 import gc
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +14,21 @@ from headrace.engine.core import Engine
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.chat import load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
 from headrace.frontend.progress import StartupProgress
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
 from headrace.models import source
-from headrace.types import OutputKind, RequestOutput, SamplingParams
+from headrace.types import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    OutputKind,
+    PoolingParams,
+    PoolingRequestOutput,
+    RequestOutput,
+    SamplingParams,
+    ScoringOutput,
+)
 
 Messages = list[dict[str, Any]]
 
@@ -118,6 +128,99 @@ class LLM:
         finally:
             self._alive.abort(self._tracker.abort(track.request_id))
 
+    # -- pooling ----------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = True,
+        pooling_task: str | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """What the model makes of each prompt, as a tensor in ``outputs.data``: by default its main task."""
+        import torch
+
+        many = _as_list(prompts)
+        params = pooling_params or PoolingParams()
+        each = [params] * len(many) if isinstance(params, PoolingParams) else list(params)
+        if len(each) != len(many):
+            raise RequestError(f"There are {len(many)} prompts but {len(each)} pooling parameters.")
+        each = [one.clone(task=pooling_task or one.task) for one in each]
+        outputs = self._pool(list(zip(many, each, strict=True)), use_tqdm)
+        for output in outputs:
+            output.outputs.data = torch.from_numpy(output.outputs.data)
+        return outputs
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """The prompts' vectors, as lists in ``outputs.embedding``."""
+        return self._pooled(prompts, "embed", pooling_params, use_tqdm, lambda data: EmbeddingOutput(data.tolist()))
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """The prompts' class probabilities, as lists in ``outputs.probs``."""
+        return self._pooled(
+            prompts, "classify", pooling_params, use_tqdm, lambda data: ClassificationOutput(data.tolist())
+        )
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        instruction: str | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """How well each pair of texts goes together, in ``outputs.score``: one query with all documents, or by twos.
+
+        A model with a classifier judges each pair; of an embedding model it is the cosine of the two vectors.
+        """
+        pairs = matched(_as_list(data_1), _as_list(data_2))
+        params = pooling_params or PoolingParams()
+        if "embed" not in self.info.tasks:
+            prompts = [pair(query, document, self.info, instruction) for query, document in pairs]
+            outputs = self._pool([(prompt, params.clone(task="classify")) for prompt in prompts], use_tqdm)
+            for output in outputs:
+                output.outputs = ScoringOutput(score_of(output.outputs.data))
+            return outputs
+        texts = list(dict.fromkeys(text for two in pairs for text in two))
+        vectors = self._pool([(text, params.clone(task="embed")) for text in texts], use_tqdm)
+        found = dict(zip(texts, vectors, strict=True))
+        return [compared(found[query], found[document]) for query, document in pairs]
+
+    def _pooled(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        task: str,
+        params: PoolingParams | None,
+        use_tqdm: bool,
+        shape: Callable[[Any], Any],
+    ) -> list[PoolingRequestOutput]:
+        params = (params or PoolingParams()).clone(task=task)
+        outputs = self._pool([(prompt, params) for prompt in _as_list(prompts)], use_tqdm)
+        for output in outputs:
+            output.outputs = shape(output.outputs.data)
+        return outputs
+
+    def _pool(
+        self, prompts: list[tuple[Prompt | tuple[str, str], PoolingParams]], use_tqdm: bool
+    ) -> list[PoolingRequestOutput]:
+        """Pool all prompts, each checked before anything runs."""
+        admitted = [self._door.admit_pooling(prompt, params) for prompt, params in prompts]
+        tracks = [PoolingTrack(next(self._ids), None, ids, params) for ids, params in admitted]
+        self._finish(tracks, use_tqdm, [0] * len(tracks))
+        return [track.result() for track in tracks]
+
+    # -- the engine -------------------------------------------------------------------------------------------------
+
     def reset_prefix_cache(self) -> None:
         self._alive.reset_prefix_cache()
 
@@ -173,6 +276,11 @@ class LLM:
         return changed
 
     def _run(self, tracks: list[Track], use_tqdm: bool, priority: Sequence[int]) -> list[RequestOutput]:
+        self._finish(tracks, use_tqdm, priority)
+        return [_final(track) for track in tracks]
+
+    def _finish(self, tracks: Sequence[Track], use_tqdm: bool, priority: Sequence[int]) -> None:
+        """Step the engine until all ``tracks`` are finished."""
         for track, urgency in zip(tracks, priority, strict=True):
             self._submit(track, urgency)
         columns = (
@@ -195,13 +303,12 @@ class LLM:
                         if track.finished:
                             done += 1
                             tokens += track.metrics.num_generation_tokens
-                            speed = f"{tokens / (time.monotonic() - started):.1f} output tok/s"
+                            speed = f"{tokens / (time.monotonic() - started):.1f} output tok/s" if tokens else ""
                             bar.update(task, completed=done, speed=speed)
         except BaseException:  # an interrupt leaves nothing running
             for request_id in list(self._tracker.tracks):
                 self._alive.abort(self._tracker.abort(request_id))
             raise
-        return [_final(track) for track in tracks]
 
 
 def _name(processor: Any) -> Any:

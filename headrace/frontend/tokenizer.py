@@ -26,6 +26,19 @@ class Tokenizer:
         ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
+        """The token ids of two texts as the model expects a pair; where the second begins, if that must be marked."""
+        found = self.hf(first, second, return_token_type_ids=True, verbose=False)
+        types: list[int] = found["token_type_ids"]
+        return found["input_ids"], types.index(1) if 1 in types else None
+
+    @cached_property
+    def num_closing(self) -> int:
+        """How many special tokens the model expects after a text."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+        return len(whole) - len(bare) - next(starts, len(whole) - len(bare))
+
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return str(self.hf.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 

@@ -25,6 +25,26 @@ def check_prompt(token_ids: list[int], info: EngineInfo) -> None:
     _check_ids(token_ids, info.vocab_size, "prompt")
 
 
+def check_pooled_prompt(token_ids: list[int], info: EngineInfo) -> None:
+    """Raise ``RequestError`` unless the model can pool this prompt."""
+    if not token_ids:
+        raise RequestError("The prompt is empty; it needs at least one token.", "input")
+    if len(token_ids) > info.max_model_len:
+        raise RequestError(
+            f"The prompt has {len(token_ids)} tokens, but the model takes {info.max_model_len}; shorten it, or have it "
+            "cut with truncate_prompt_tokens -1.",
+            "input",
+        )
+    _check_ids(token_ids, info.vocab_size, "input")
+
+
+def check_generates(info: EngineInfo) -> None:
+    """Raise ``RequestError`` if the model pools prompts instead of generating."""
+    if "generate" not in info.tasks:
+        use = "/v1/embeddings or /pooling" if "embed" in info.tasks else "/rerank, /score or /classify"
+        raise RequestError(f"This model does not generate text; it can {info.tasks[0]}: use {use}.", "model")
+
+
 def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config, info: EngineInfo) -> None:
     """Raise ``RequestError`` if ``params`` ask for what this model or server can't give."""
     room = info.max_model_len - num_prompt_tokens

@@ -18,11 +18,12 @@ from headrace.quant.method import MethodFor, unquantized
 
 
 class Attention(Layer):
-    """Causal self-attention over the paged KV cache that ``bind`` gave it: [T, dim] → [T, dim]."""
+    """Self-attention, over the paged KV cache that ``bind`` gave it if it is causal: [T, dim] → [T, dim]."""
 
     k_cache: torch.Tensor
     v_cache: torch.Tensor
     alibi_slopes: torch.Tensor | None
+    group = 0
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class Attention(Layer):
             q, k, v = (part.clamp(-slot.clip, slot.clip) for part in (q, k, v))
         num_tokens = x.shape[0]
         q, k, v = (part.view(num_tokens, -1, slot.head_dim) for part in (q, k, v))
+        if not slot.causal:
+            return self.o(self.backend.encode(q, k, v, batch).view(num_tokens, self.q_size))
         angles, interleaved = (None, False) if rotary is None else (rotary(step.positions), rotary.interleaved)
         caches = self.k_cache, self.v_cache
         q, k = rope_and_cache(q, k, v, angles, interleaved, self.head_norms, *caches, batch.slots)
@@ -118,6 +121,7 @@ def attention_spec(slot: AttentionSlot) -> AttentionSpec:
         window=slot.window,
         softcap=slot.softcap,
         alibi=slot.alibi,
+        causal=slot.causal,
     )
 
 

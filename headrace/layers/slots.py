@@ -52,6 +52,7 @@ class AttentionSlot:
     qk_norm: QueryKeyNorm | None = None
     clip: float | None = None  # queries, keys and values are clamped to ± clip
     alibi: bool = False  # scores get a bias linear in the distance
+    causal: bool = True  # a query sees no later tokens; else it sees all of its prompt, which must come in one step
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,13 @@ class Wiring:
     norm_out: bool = False  # a sub-layer's output is normalised before it joins the residual stream
     parallel: bool = False  # attention and feed-forward read the same residual stream and are added together
     one_norm: bool = False  # if parallel: both read through one norm
+    norm_stream: bool = False  # what a norm gives replaces the residual stream, too (BERT's "post-norm")
+
+
+@dataclass(frozen=True)
+class ClassifierSlot:
+    """A head that scores pooled states: ``out(x)``, or ``out(tanh(dense(x)))``."""
+
+    num_labels: int
+    dense: bool = False
+    bias: bool = True

@@ -24,7 +24,7 @@ def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
     return StepCost(
         weight_bytes=sum(map(_bytes_read, model.modules())),
         layer_flops=2 * multiplied,
-        head_flops=2 * model.head.in_features * model.head.out_features,
+        head_flops=2 * model.head.in_features * model.head.out_features if model.spec.head else 0,
         kv_bytes=_kv_bytes(specs, dtype),
         attention_flops=_attention_flops(specs),
         expert_bytes=sum(weight.nbytes for weight in experts),

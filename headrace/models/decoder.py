@@ -10,6 +10,7 @@ from torch import nn
 
 from headrace.attention.backend import AttentionSpec, Backend, StepInput
 from headrace.layers.attention import Attention, attention_spec
+from headrace.layers.classifier import Classifier
 from headrace.layers.embedding import Embedding
 from headrace.layers.linear import Linear
 from headrace.layers.mlp import Mlp
@@ -43,7 +44,7 @@ class Block(nn.Module):
             return Norm(spec.norm, (spec.dim,), dtype=dtype, device=device) if present else None
 
         wiring = spec.wiring
-        self.parallel, self.residual_scale = wiring.parallel, spec.residual_scale
+        self.parallel, self.norm_stream, self.residual_scale = wiring.parallel, wiring.norm_stream, spec.residual_scale
         self.attention_norm = norm(wiring.norm_in)
         self.attention = Attention(
             spec.dim,
@@ -79,7 +80,8 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(what the next sub-layer reads, residual stream with ``x`` added)."""
         if norm is not None:
-            return norm.add(x, residual)
+            normed, residual = norm.add(x, residual)
+            return normed, normed if self.norm_stream else residual
         residual = x if residual is None else residual + x
         return residual, residual
 
@@ -90,11 +92,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model. ``backend_for`` gives the attention backend of a layer, ``method_for`` how the matrix
-    called ``layers.0.attention.qkv``, say, is stored and multiplied.
+    """The model that ``spec`` describes. ``backend_for`` gives the attention backend of a layer, ``method_for`` how the
+    matrix called ``layers.0.attention.qkv``, say, is stored and multiplied.
 
     Parameters are allocated on ``device`` in ``dtype`` and hold nothing until they are loaded or filled.
     """
+
+    head: Linear  # there is none unless ``spec.head``
 
     def __init__(
         self,
@@ -116,6 +120,8 @@ class Decoder(nn.Module):
         )
         learned = spec.learned_positions
         self.positions = Embedding(learned.num_rows, spec.dim, dtype=dtype, device=device) if learned else None
+        types = spec.num_token_types
+        self.token_types = Embedding(types, spec.dim, dtype=dtype, device=device) if types else None
         ropes = {layer.attention.rope for layer in spec.layers}
         tables = {rope: self._table(rope, device) for rope in ropes}
         self.layers = nn.ModuleList(
@@ -131,17 +137,10 @@ class Decoder(nn.Module):
             for number, layer in enumerate(spec.layers)
         )
         self.norm = Norm(spec.norm, (spec.dim,), dtype=dtype, device=device)
-        self.head = Linear(
-            spec.dim,
-            {"head": spec.vocab_size},
-            bias=spec.head_bias,
-            split="column",
-            dtype=dtype,
-            device=device,
-            shared=self.embedding if spec.tied_embeddings else None,
-            method=method_for("head"),
-        )
-        unneeded = {"head.weight"} if spec.tied_embeddings else set()
+        if spec.head:
+            self.head = self._head(method_for, dtype)
+        self.classifier = Classifier(spec.dim, spec.classifier, device=device) if spec.classifier else None
+        unneeded = {"head.weight", "head.bias"} if not spec.head else {"head.weight"} if spec.tied_embeddings else set()
         self._weights = WeightMap(spec.architecture, self._targets(), spec.renames, unneeded)
 
     @property
@@ -159,6 +158,9 @@ class Decoder(nn.Module):
         x = self.embedding(token_ids)
         if self.positions is not None and self.spec.learned_positions is not None:
             x = x + self.positions(step.positions + self.spec.learned_positions.offset)
+        if self.token_types is not None:
+            types = torch.zeros_like(token_ids) if step.token_types is None else step.token_types
+            x = x + self.token_types(types)
         residual = None
         for block in self.layers:
             x, residual = block(x, residual, step)
@@ -208,6 +210,19 @@ class Decoder(nn.Module):
             if norm.weight is not None:
                 norm.weight.fill_(1.0 - norm.slot.offset)
         self._weights.loaded.update(self._weights.pieces)
+
+    def _head(self, method_for: MethodFor, dtype: torch.dtype) -> Linear:
+        spec = self.spec
+        return Linear(
+            spec.dim,
+            {"head": spec.vocab_size},
+            bias=spec.head_bias,
+            split="column",
+            dtype=dtype,
+            device=self.device,
+            shared=self.embedding if spec.tied_embeddings else None,
+            method=method_for("head"),
+        )
 
     def _table(self, rope: Rope | None, device: torch.device) -> RotaryTable | None:
         return None if rope is None else RotaryTable(rope, self.spec.max_positions, device)

@@ -3,9 +3,11 @@
 import difflib
 import importlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from headrace.errors import ConfigError
+from headrace.layers.slots import ClassifierSlot
+from headrace.models.names import Rename
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,6 +19,8 @@ _DECLARED = {
     "ArceeForCausalLM": ("nemotron", "arcee", "AFM"),
     "BaiChuanForCausalLM": ("baichuan", "baichuan", "Baichuan 7B"),
     "BaichuanForCausalLM": ("baichuan", "baichuan", "Baichuan 13B; Baichuan 2 7B and 13B"),
+    "BertForSequenceClassification": ("bert", "bert_classifier", "rerankers and classifiers: MS MARCO MiniLM, …"),
+    "BertModel": ("bert", "bert", "embeddings: BGE, MiniLM, E5, GTE, …"),
     "CohereForCausalLM": ("cohere", "cohere", "Command R, R+; Aya 23"),
     "Exaone4ForCausalLM": ("exaone", "exaone4", "EXAONE 4.0"),
     "GPT2LMHeadModel": ("gpt", "gpt2", "GPT-2, DistilGPT-2"),
@@ -44,11 +48,42 @@ _DECLARED = {
     "Qwen2MoeForCausalLM": ("qwen", "qwen2_moe", "Qwen1.5-MoE, Qwen2-57B-A14B"),
     "Qwen3ForCausalLM": ("qwen", "qwen3", "Qwen 3, R1-0528-Qwen3"),
     "Qwen3MoeForCausalLM": ("qwen", "qwen3_moe", "Qwen3-30B-A3B, 235B-A22B, Coder"),
+    "RobertaForSequenceClassification": ("bert", "roberta_classifier", "classifiers"),
+    "RobertaModel": ("bert", "roberta", "embeddings: all-distilroberta, …"),
     "SeedOssForCausalLM": ("llama", "seed_oss", "Seed-OSS"),
     "SmolLM3ForCausalLM": ("llama", "smollm3", "SmolLM3"),
     "StableLmForCausalLM": ("stablelm", "stablelm", "StableLM 3B, 2 1.6B, 2 12B"),
     "Starcoder2ForCausalLM": ("mistral", "starcoder2", "StarCoder2"),
+    "XLMRobertaForSequenceClassification": ("bert", "roberta_classifier", "rerankers: BGE base, large, v2-m3; BCE"),
+    "XLMRobertaModel": ("bert", "roberta", "embeddings: BGE-M3, BCE, multilingual E5"),
 }
+CAUSAL, CLASSIFIER, BACKBONE = "ForCausalLM", "ForSequenceClassification", "Model"
+CHECKPOINT_SCORES = Rename(r"^score\.", "classifier.out.")  # as transformers calls a decoder's classifier
+
+
+class Architecture(NamedTuple):
+    """``name`` as declared here, and what of it a checkpoint holds."""
+
+    name: str
+    kind: Literal["decoder", "encoder"]
+    holds: Literal["head", "classifier", "backbone"]
+
+
+def architecture_of(hf_config: "PretrainedConfig") -> Architecture:
+    """Raises ``ConfigError`` for an architecture that isn't declared.
+
+    Every declared decoder also comes as its backbone alone, or with a classifier in its head's place.
+    """
+    names = hf_config.architectures or []
+    for name in names:
+        if name in _DECLARED:
+            kind: Literal["decoder", "encoder"] = "encoder" if _DECLARED[name][0] == "bert" else "decoder"
+            holds = "classifier" if name.endswith(CLASSIFIER) else "backbone" if kind == "encoder" else "head"
+            return Architecture(name, kind, holds)  # type: ignore[arg-type]
+        for suffix, what in ((CLASSIFIER, "classifier"), (BACKBONE, "backbone")):
+            if name.endswith(suffix) and (causal := name.removesuffix(suffix) + CAUSAL) in _DECLARED:
+                return Architecture(causal, "decoder", what)  # type: ignore[arg-type]
+    raise ConfigError(_unknown(names))
 
 
 def supported() -> list[tuple[str, str, str]]:
@@ -58,15 +93,13 @@ def supported() -> list[tuple[str, str, str]]:
     )
 
 
-def spec_for(hf_config: "PretrainedConfig", max_model_len: int) -> "Spec":
+def spec_for(hf_config: "PretrainedConfig", max_model_len: int, needs_head: bool = True) -> "Spec":
     """The ``Spec`` of the model that ``hf_config`` describes, for contexts of up to ``max_model_len`` tokens.
 
-    Raises ``ConfigError`` for an architecture that isn't declared, or an option in the config that can't be honoured.
+    ``needs_head``: whether a decoder's output head is wanted. Raises ``ConfigError`` for an architecture that isn't
+    declared, or an option in the config that can't be honoured.
     """
-    names = hf_config.architectures or []
-    name = next((name for name in names if name in _DECLARED), None)
-    if name is None:
-        raise ConfigError(_unknown(names))
+    name, kind, holds = architecture_of(hf_config)
     scheme = getattr(hf_config, "quantization_config", None) or {}
     scheme = scheme if isinstance(scheme, dict) else vars(scheme)
     if scheme and (method := scheme.get("quant_method", "unknown")) != "gguf":
@@ -87,6 +120,11 @@ def spec_for(hf_config: "PretrainedConfig", max_model_len: int) -> "Spec":
             f"The model has embeddings for {learned.num_rows - learned.offset} positions, fewer than the context of "
             f"{max_model_len} tokens; use --max-model-len {learned.num_rows - learned.offset} or less."
         )
+    if kind == "decoder" and holds == "classifier":
+        slot = ClassifierSlot(len(hf_config.id2label or ()), bias=False)
+        spec = replace(spec, classifier=slot, renames=(CHECKPOINT_SCORES, *spec.renames))
+    if kind == "decoder" and (holds == "classifier" or not needs_head):
+        spec = replace(spec, head=False)
     return replace(spec, quantized=scheme.get("kinds", {}))
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,9 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 SHAPES = Path(__file__).parent / "shapes"  # configurations of well-known models, by which to plan and to measure
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # configurations, tokenizers, chat templates
+MODULES = re.compile(  # of sentence-transformers, and BGE-M3's heads: small files beside the weights
+    r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)|(colbert|sparse)_linear\.pt"
+)
 SAMPLING_KEYS = {  # of GGUF metadata, and what generation_config.json calls them
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
@@ -184,7 +188,7 @@ def _find(name: str | None, revision: str | None, model: ModelOptions, load: Loa
         if wanted or _only_gguf(top, load):
             return [str(part) for part in parts(Path(choose_file(names, wanted, repository)))]
         code = (".py",) if model.trust_remote_code else ()
-        texts = [one for one in top if one.endswith(TEXTS + code)]
+        texts = [one for one in top if one.endswith(TEXTS + code)] + [one for one in names if MODULES.fullmatch(one)]
         return texts + choose_weights(top, repository) if weights else texts
 
     directory = hub.download(repository, choose, revision, model.hf_token, load.download_dir)

@@ -7,12 +7,13 @@ mostly a new combination.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headrace.layers.slots import AttentionSlot, MlpSlot, MoeSlot, NormSlot, Wiring
+from headrace.layers.slots import AttentionSlot, ClassifierSlot, MlpSlot, MoeSlot, NormSlot, Wiring
 from headrace.models.names import Rename
 
 PRE_NORM = Wiring()
 POST_NORM = Wiring(norm_in=False, norm_out=True)
 SANDWICH_NORM = Wiring(norm_out=True)
+POST_NORM_STREAM = Wiring(norm_stream=True)
 PARALLEL = Wiring(parallel=True)
 PARALLEL_ONE_NORM = Wiring(parallel=True, one_norm=True)
 
@@ -35,7 +36,7 @@ class LearnedPositions:
 
 @dataclass(frozen=True)
 class Spec:
-    """A causal language model made of equal-shaped blocks."""
+    """A language model made of equal-shaped blocks: one that generates, or one whose hidden states are pooled."""
 
     architecture: str  # the checkpoint's name for itself, for messages only
     vocab_size: int
@@ -46,7 +47,10 @@ class Spec:
     wiring: Wiring = PRE_NORM
     tied_embeddings: bool = False  # the output head multiplies by the token embeddings
     head_bias: bool = False
+    head: bool = True  # there is an output head
+    classifier: ClassifierSlot | None = None
     learned_positions: LearnedPositions | None = None
+    num_token_types: int = 0  # embeddings that tell texts of a pair apart
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # multiplies each sub-layer's output
     logit_scale: float = 1.0

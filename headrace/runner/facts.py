@@ -14,7 +14,9 @@ from transformers import PretrainedConfig
 from headrace.config import MODEL_LEN_THAT_FITS, Config
 from headrace.device import GIB, total_memory
 from headrace.errors import ConfigError
+from headrace.models.pooling import Pooling
 from headrace.models.quantized import PACKED_DTYPE, stays_packed
+from headrace.models.registry import architecture_of
 from headrace.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
+OFFSET_POSITIONS = ("roberta", "xlm-roberta")
 LARGE_GPU = 70 * GIB
 
 
@@ -42,6 +45,8 @@ class Facts:
     block_size: int
     eos_token_ids: list[int]
     default_sampling: dict[str, Any]
+    chunked_prefill: bool
+    prefix_caching: bool
 
 
 def settle(
@@ -50,18 +55,27 @@ def settle(
     generation: dict[str, Any],
     device: torch.device,
     memory: int | None = None,
+    pooling: Pooling | None = None,
 ) -> Facts:
     """Raises ``ConfigError`` if an option can't go with the model or the device.
 
     ``memory``: bytes of a device that is not there, for planning; those of ``device`` unless given.
     """
     text = hf_config.get_text_config()
-    max_model_len = _max_model_len(config, text)
+    max_model_len = _max_model_len(config, text, pooling)
+    # Where every token sees all others, a prompt is computed in one step, and depends on its end from its beginning.
+    bidirectional = pooling is not None and architecture_of(hf_config).kind == "encoder"
+    chunked = config.scheduler.enable_chunked_prefill and not bidirectional
     large = device.type == "cuda" and (memory or total_memory(device)) >= LARGE_GPU
     max_num_seqs = config.scheduler.max_num_seqs or (1024 if large else 256)
     batched = config.scheduler.max_num_batched_tokens or (8192 if large else 2048)
-    if not config.scheduler.enable_chunked_prefill and batched < max_model_len:
+    if not chunked and batched < max_model_len:
         if config.scheduler.max_num_batched_tokens is not None:
+            if bidirectional:
+                raise ConfigError(
+                    f"An encoder computes a prompt in one step: --max-num-batched-tokens {batched} is less than its "
+                    f"length of {max_model_len}; raise the one, or lower --max-model-len."
+                )
             raise ConfigError(
                 f"Without chunked prefill a step must hold a whole prompt: --max-num-batched-tokens {batched} is less "
                 f"than --max-model-len {max_model_len}; raise the one, lower the other, or enable chunked prefill."
@@ -77,6 +91,10 @@ def settle(
         block_size=config.cache.block_size or 16,
         eos_token_ids=_eos_token_ids(text, generation),
         default_sampling=_default_sampling(generation | config.model.override_generation_config),
+        chunked_prefill=chunked,
+        prefix_caching=config.cache.enable_prefix_caching
+        and not bidirectional
+        and (pooling is None or pooling.kind == "last"),
     )
 
 
@@ -92,8 +110,10 @@ def _dtype(name: str, config: PretrainedConfig, device: torch.device) -> torch.d
     return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
-def _max_model_len(config: Config, text: PretrainedConfig) -> int:
+def _max_model_len(config: Config, text: PretrainedConfig, pooling: Pooling | None) -> int:
     limit = model_limit(text)
+    if pooling is not None and pooling.max_length is not None:
+        limit = min(limit or pooling.max_length, pooling.max_length)
     wanted = config.model.max_model_len
     if config.model.disable_sliding_window and (window := getattr(text, "sliding_window", None)):
         limit = min(limit or window, window)
@@ -114,6 +134,8 @@ def _max_model_len(config: Config, text: PretrainedConfig) -> int:
 def model_limit(text: PretrainedConfig) -> int | None:
     """The longest context, in tokens, that the model's positions are made for; None if its config doesn't say."""
     limit = next((value for key in LENGTH_KEYS if (value := getattr(text, key, None))), None)
+    if limit is not None and text.model_type in OFFSET_POSITIONS:
+        limit -= text.pad_token_id + 1  # whose rows no token takes
     rope = getattr(text, "rope_parameters", None) or {}
     kind, factor = rope.get("rope_type"), rope.get("factor")
     if limit is None or not factor:

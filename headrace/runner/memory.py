@@ -94,6 +94,12 @@ def plan_cache(
     return KVCacheLayout(block_size, int(num_blocks) + 1, groups, num_bytes_per_block)
 
 
+def uncached(groups: list[KVGroup], block_size: int, max_num_batched_tokens: int, max_num_seqs: int) -> KVCacheLayout:
+    """A layout for layers that cache nothing: blocks are counted but hold no bytes, and never run out."""
+    per_step = max_num_batched_tokens // block_size + max_num_seqs
+    return KVCacheLayout(block_size, 2 * per_step + 1, groups, 0)  # two steps may be in flight
+
+
 def bind_caches(layers: list[Attention], layout: KVCacheLayout, dtype: torch.dtype, device: torch.device) -> None:
     """Allocate the cache tensors of ``layout`` and give each layer its share."""
     spec = layers[0].spec

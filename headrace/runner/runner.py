@@ -8,6 +8,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,10 +17,12 @@ from headrace import device as devices
 from headrace.attention.select import select_backend
 from headrace.config import Config
 from headrace.device import GIB, to_device
+from headrace.errors import ConfigError
 from headrace.models import loader, source
 from headrace.models.cost import step_cost
 from headrace.models.decoder import Decoder
 from headrace.models.packaged import cache_root
+from headrace.models.pooling import JUDGE_TEMPLATE, pooling_of
 from headrace.models.quantized import method_for
 from headrace.models.registry import spec_for
 from headrace.models.source import ModelFiles
@@ -30,6 +34,7 @@ from headrace.runner.batch import Batch, pack, sampled_places, unpack
 from headrace.runner.facts import Facts, settle
 from headrace.runner.graphs import LARGEST, Graphs, Step, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
+from headrace.runner.pooler import Pooler, make_pooler
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
 from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLogprobs, Progress, Sampled
@@ -63,12 +68,15 @@ class Runner:
         tuned.use(self.device, cache_root())
         hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
         generation = source.generation_config(files, config.model.generation_config)
-        self.facts: Facts = settle(config, hf_config, generation, self.device)
-        spec = spec_for(hf_config, self.facts.max_model_len)
+        self.pooling = pooling_of(config, files, hf_config)
+        self.facts: Facts = settle(config, hf_config, generation, self.device, pooling=self.pooling)
+        needs_head = self.pooling is None or bool(self.pooling.answers)
+        spec = spec_for(hf_config, self.facts.max_model_len, needs_head)
         self.architecture, self.vocab_size = spec.architecture, spec.vocab_size
         self._processors = load_processors(config, self.device)  # if they can't be had, say so before loading
         self.ledger.record("model configuration")
         self.model = self._load(build_decoder(config, spec, self.facts, self.device), files, on_progress)
+        self.pooler = self._make_pooler(files)
         self._attentions = self.model.attention_layers
         groups = memory.group_layers([layer.spec for layer in self._attentions])
         self._backends = [self._attentions[group.layers[0]].backend for group in groups]
@@ -77,10 +85,23 @@ class Runner:
         self._graphs: Graphs | None = None
         self._capture_sizes = self._sizes_to_capture()
         self.layout = self._size_cache(groups)
-        memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
+        if self.layout.block_bytes:
+            memory.bind_caches(self._attentions, self.layout, self.facts.dtype, self.device)
         self.ledger.record("KV cache", self.layout.num_blocks * self.layout.block_bytes)
         overlap = config.scheduler.async_scheduling and self.device.type != "cpu" and self._processors is None
         self.steps_in_flight = 2 if overlap else 1
+
+    def purpose(self) -> dict[str, Any]:
+        """What EngineInfo says of a model that pools; nothing of one that generates."""
+        if self.pooler is None:
+            return {}
+        pooling, dense = self.pooler.pooling, self.pooler.embedding_size
+        return {
+            "tasks": list(self.pooler.heads),
+            "embedding_sizes": [dense, *pooling.sizes],
+            "labels": list(pooling.labels),
+            "pair_template": JUDGE_TEMPLATE if pooling.answers else None,
+        }
 
     def fit(self, max_model_len: int) -> None:
         """Make the rows for contexts of up to ``max_model_len`` tokens."""
@@ -110,6 +131,8 @@ class Runner:
     def execute(self, plan: Plan) -> Callable[[], Sampled]:
         """Launch a step; the returned call waits for it and gives what it sampled."""
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
+        if self.pooler is not None:
+            return self.pooler(plan, self._hidden(plan, self.pooler), self.rows)
         graph = self._graphs.find(plan) if self._graphs else None
         batch = pack(plan, self._backends, self.rows.spare, graph.shape if graph else None)
         step = graph.replay(batch) if graph else self._launch(self._on_device(batch), batch)
@@ -123,6 +146,14 @@ class Runner:
             lengths = [batch.contexts[i] for i in plan.sampled]
             tokens, logprobs = self.sampler(logits, places, rows, lengths, plan.masked, plan.masks)
         return self._pending(tokens, logprobs, rows, prompts)
+
+    def _hidden(self, plan: Plan, pooler: Pooler) -> torch.Tensor:
+        """The hidden states [T, dim] of a step of prompts to be pooled."""
+        batch = pack(plan, self._backends, self.rows.spare)
+        token_ids, step = unpack(self._on_device(batch), batch, self.rows, self.facts.block_size)
+        if self.model.spec.num_token_types > 1:
+            step = replace(step, token_types=to_device(pooler.token_types(plan, self.rows), self.device))
+        return self.model(token_ids, step)
 
     def _launch(self, numbers: torch.Tensor, batch: Batch, draw: bool = False) -> Step:
         """Run a packed step on the device, up to its hidden states, or its draws where no row asks for more."""
@@ -203,8 +234,26 @@ class Runner:
         logger.info("Model loading took %.2f GiB and %.2f seconds", size / GIB, self.ledger.entries[-1].seconds)
         return model
 
+    def _make_pooler(self, files: ModelFiles) -> Pooler | None:
+        if self.pooling is None:
+            return None
+
+        def token_id(token: str) -> int:
+            tokenizer = source.load_tokenizer(files, self.config.model, self.config.load)
+            ids: list[int] = tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise ConfigError(
+                    f"{token!r} is no single token of this model, so it can't be judged by; "
+                    "name two that are, as --hf-overrides.classifier_from_token."
+                )
+            return ids[0]
+
+        return make_pooler(self.model, self.pooling, Path(files.path), token_id, self.device)
+
     def _size_cache(self, groups: list[KVGroup]) -> KVCacheLayout:
         facts = self.facts
+        if not self._attentions[0].spec.causal:
+            return memory.uncached(groups, facts.block_size, facts.max_num_batched_tokens, facts.max_num_seqs)
         num_bytes = memory.block_bytes(
             [layer.spec for layer in self._attentions], groups, facts.block_size, facts.dtype
         )
@@ -213,7 +262,8 @@ class Runner:
             # Until the rows hold requests all that a step writes goes to block 0.
             trial = KVCacheLayout(facts.block_size, 1, groups, num_bytes)
             memory.bind_caches(self._attentions, trial, facts.dtype, self.device)
-            self._compile()
+            if self.pooler is None:
+                self._compile()
             needed = self._measure_step() + self._measure_graphs()
         budget = memory.cache_budget(self.config, self.device, needed)
         return memory.plan_cache(self.config, self.device, groups, facts.block_size, num_bytes, budget)
@@ -244,7 +294,8 @@ class Runner:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         hidden = self._launch(self._on_device(batch), batch).hidden
-        self.model.logits(hidden[:rows]).log_softmax(dim=-1)
+        if self.pooler is None:
+            self.model.logits(hidden[:rows]).log_softmax(dim=-1)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         self.ledger.record("memory measurement", peak)
@@ -265,7 +316,7 @@ class Runner:
     def _sizes_to_capture(self) -> list[int]:
         """None on a CPU, or where a step can't run without the host; the log says why."""
         reason = None
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self.pooler is not None:
             return []
         if self.model.waits_for_device:
             reason = "the host counts each expert's tokens"

@@ -5,7 +5,7 @@ import logging
 import shlex
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from rich.console import Console
@@ -27,6 +27,11 @@ BANNER = """
   ▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔
 """
 GIB = 2**30
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {  # task: route, fields of a body
+    "generate": ("/v1/completions", {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}),
+    "embed": ("/v1/embeddings", {"input": "The capital of France is Paris."}),
+    "classify": ("/rerank", {"query": "What is the capital of France?", "documents": ["Paris.", "A river."]}),
+}
 
 
 def announce_start(config: Config) -> None:
@@ -44,7 +49,7 @@ def announce_ready(config: Config, engine: "AsyncLLM", app: FastAPI, listener: s
     logger.info(
         "Headrace %s serves %s on %s", headrace.__version__, ", ".join(engine.served_names), url(config, listener)
     )
-    logger.info("Try it:\n%s", curl_line(config, engine.served_names[0], listener))
+    logger.info("Try it:\n%s", curl_line(config, engine.served_names[0], listener, engine.info.tasks[0]))
     logging.getLogger("uvicorn.error").info("Application startup complete.")
 
 
@@ -58,10 +63,11 @@ def url(config: Config, listener: socket.socket) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def curl_line(config: Config, model: str, listener: socket.socket) -> str:
-    """A command that gets a completion from this server."""
-    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
-    words = ["curl", f"{url(config, listener)}/v1/completions", "-H", "Content-Type: application/json"]
+def curl_line(config: Config, model: str, listener: socket.socket, task: str = "generate") -> str:
+    """A command that gets from this server what its model is for."""
+    path, fields = EXAMPLES[task]
+    body = {"model": model} | fields
+    words = ["curl", f"{url(config, listener)}{path}", "-H", "Content-Type: application/json"]
     if config.server.api_key:
         words += ["-H", "Authorization: Bearer YOUR_KEY"]
     if config.server.uds is not None:

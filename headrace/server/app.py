@@ -9,7 +9,19 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.config import Config, profiler_settings
-from headrace.server import caches, chat, completions, errors, generate, info, profile, tokens
+from headrace.server import (
+    caches,
+    chat,
+    completions,
+    embeddings,
+    errors,
+    generate,
+    info,
+    pooling,
+    profile,
+    score,
+    tokens,
+)
 from headrace.server.context import Context
 from headrace.server.docs import documentation
 from headrace.server.routing import GuardedRoute, RequestIdHeader
@@ -29,7 +41,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         redoc_url=None,
     )
     app.state.context = Context(config, engine, registry)
-    routers = [room.router for room in (info, completions, chat, generate, tokens)]
+    routers = [room.router for room in (info, completions, chat, generate, tokens, embeddings, pooling, score)]
     if profiler_settings(config.profiling.profiler_config):
         routers.append(profile.router)
     if server.server_dev_mode:

@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 
 from headrace.errors import RequestError
+from headrace.frontend.validation import check_generates
 from headrace.server.context import Context
 from headrace.server.errors import GenerationError
 from headrace.server.protocol import ModelField, StreamFields
@@ -41,8 +42,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_body(context: Context, body: ModelField) -> None:
-    """Raise RequestError if ``body`` names another model or asks for what is not served."""
+    """Raise RequestError if ``body`` names another model, one that can't generate, or asks for what is not served."""
     context.served_model(body.model)
+    check_generates(context.engine.info)
     refuse_unsupported(body)
 
 

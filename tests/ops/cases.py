@@ -302,6 +302,20 @@ def check_attention(case: AttentionCase, device: str, dtype: torch.dtype) -> Non
     assert_close(actual, expected, dtype, 4)
 
 
+def check_encode(counts: list[int], heads: int, kv_heads: int, device: str, dtype: torch.dtype) -> None:
+    """Rows of ``counts`` tokens, each seeing all of its row; those of one token lead, as in every step."""
+    spec = AttentionSpec(heads, kv_heads, 40, 0.2, causal=False)
+    fused = randn(sum(counts), heads + 2 * kv_heads, spec.head_dim).to(dtype)
+    no_table, numbers = torch.zeros(0, dtype=torch.int32), np.arange(len(counts))
+    batch = PagedBatch(no_table, no_table, no_table, numbers.tolist(), counts, counts, counts.count(1))
+    parts = (heads, kv_heads, kv_heads)
+    expected = TorchBackend(spec, torch.device(CPU), torch.float32).encode(*fused.float().split(parts, 1), batch)
+    backend = TritonBackend(spec, torch.device(device), dtype)
+    work = torch.from_numpy(backend.plan(numbers, np.array(counts), np.array(counts), counts.count(1))).int()
+    actual = backend.encode(*fused.to(device).split(parts, 1), replace(batch, work=work.to(device)))
+    assert_close(actual, expected, dtype, 4)
+
+
 # -- the table ------------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Check] = {
@@ -375,5 +389,9 @@ CHECKS: dict[str, Check] = {
         )
     },
     "sample of broken logits": check_sample_of_broken_logits,
+    **{
+        f"attention in both directions {counts}": partial(check_encode, counts, *heads)
+        for counts, heads in (([1, 1, 5, 300], (4, 2)), ([70, 3], (3, 3)))
+    },
     **{str(case): partial(check_attention, case) for case in ATTENTION},
 }

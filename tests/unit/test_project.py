@@ -86,7 +86,7 @@ def test_every_obeyed_option_is_read_somewhere() -> None:
 
 
 def test_readme_counts_the_architectures() -> None:
-    assert f"{len(supported())} decoder architectures" in (ROOT / "README.md").read_text()
+    assert f"{len(supported())} architectures" in (ROOT / "README.md").read_text()
 
 
 def test_options_page_is_up_to_date() -> None:

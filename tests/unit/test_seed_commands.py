@@ -43,6 +43,19 @@ def refusal(flags: str, needs: str) -> str:
 INTEL = {"dtype": "float16", "enforce_eager": True, "host": "0.0.0.0", "trust_remote_code": True,
          "gpu_memory_utilization": 0.9, "enable_prefix_caching": False, "block_size": 64}  # fmt: skip
 
+INTEL_FLAGS = """--dtype=float16 --enforce-eager --port 8000 --host 0.0.0.0 --trust-remote-code
+    --gpu-memory-util=0.9 --no-enable-prefix-caching --disable-log-requests"""
+INTEL_OPTIONS = {
+    "dtype": "float16",
+    "enforce_eager": True,
+    "host": "0.0.0.0",
+    "trust_remote_code": True,
+    "disable_sliding_window": True,
+    "gpu_memory_utilization": 0.9,
+    "enable_prefix_caching": False,
+    "block_size": 64,
+}
+
 ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
     (
         "cheat sheet, one GPU",
@@ -161,10 +174,35 @@ ACCEPTED: list[tuple[str, str, dict[str, Any]]] = [
             "chat_template": "template.jinja",
         },
     ),
+    (
+        "Intel guide 2.3, embedding",
+        f"""python3 -m vllm.entrypoints.openai.api_server --model /llm/models/bge-m3 --served-model-name bge-m3
+        --task embed {INTEL_FLAGS} --disable-sliding-window --max-num-batched-tokens=2048 --max-model-len=2048
+        --block-size 64 -tp=1""",
+        {
+            "model": "/llm/models/bge-m3",
+            "served_model_name": ["bge-m3"],
+            "task": "embed",
+            "max_num_batched_tokens": 2048,
+            "max_model_len": 2048,
+            **INTEL_OPTIONS,
+        },
+    ),
+    (
+        "Intel guide 2.3, reranking",
+        f"""python3 -m vllm.entrypoints.openai.api_server --model /llm/models/bge-reranker-base
+        --served-model-name bge-reranker-base --task classify {INTEL_FLAGS} --disable-sliding-window
+        --max-num-batched-tokens=2048 --max-model-len=2048 --block-size 64 -tp=1""",
+        {
+            "model": "/llm/models/bge-reranker-base",
+            "served_model_name": ["bge-reranker-base"],
+            "task": "classify",
+            "max_num_batched_tokens": 2048,
+            "max_model_len": 2048,
+            **INTEL_OPTIONS,
+        },
+    ),
 ]
-
-INTEL_FLAGS = """--dtype=float16 --enforce-eager --port 8000 --host 0.0.0.0 --trust-remote-code
-    --gpu-memory-util=0.9 --no-enable-prefix-caching --disable-log-requests"""
 
 REFUSED: list[tuple[str, str, str]] = [
     (
@@ -272,20 +310,6 @@ REFUSED: list[tuple[str, str, str]] = [
         f"""python3 -m vllm.entrypoints.openai.api_server --model {QWEN_7B} {INTEL_FLAGS} --disable-sliding-window
         --max-num-batched-tokens=8192 --max-model-len=8192 --block-size 64 --quantization sym_int4 -tp=1""",
         refusal("--quantization sym_int4", "quantized compute"),
-    ),
-    (
-        "Intel guide 2.3, embedding",
-        f"""python3 -m vllm.entrypoints.openai.api_server --model /llm/models/bge-m3 --served-model-name bge-m3
-        --task embed {INTEL_FLAGS} --disable-sliding-window --max-num-batched-tokens=2048 --max-model-len=2048
-        --block-size 64 -tp=1""",
-        refusal("--task embed", "pooling and transcription models"),
-    ),
-    (
-        "Intel guide 2.3, reranking",
-        f"""python3 -m vllm.entrypoints.openai.api_server --model /llm/models/bge-reranker-base
-        --served-model-name bge-reranker-base --task classify {INTEL_FLAGS} --disable-sliding-window
-        --max-num-batched-tokens=2048 --max-model-len=2048 --block-size 64 -tp=1""",
-        refusal("--task classify", "pooling and transcription models"),
     ),
     *[
         (

@@ -591,9 +591,9 @@ async def test_preflight_passes_and_other_options_do_not() -> None:
 
 async def test_unknown_routes_and_methods_have_the_same_error_shape() -> None:
     async with serving() as (client, _):
-        missing, method = await client.post("/v1/embeddings", json={}), await client.get(CHATS)
+        missing, method = await client.post("/v1/nothing", json={}), await client.get(CHATS)
     assert missing.json()["error"] == {
-        "message": "There is no route POST /v1/embeddings; /docs lists the routes.",
+        "message": "There is no route POST /v1/nothing; /docs lists the routes.",
         "type": "NotFoundError",
         "param": None,
         "code": 404,

@@ -1,0 +1,194 @@
+"""What a model is for: to generate, or to be pooled, and then how. Settled from the options and the checkpoint.
+
+Reads sentence-transformers' files beside the weights (modules.json and the folders it names; see
+https://sbert.net/docs/sentence_transformer/usage/custom_models.html). Knows no layers and no requests.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headrace.config import Config
+from headrace.errors import ConfigError
+from headrace.models.registry import Architecture, architecture_of
+from headrace.models.source import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Kind = Literal["cls", "mean", "last"]
+KINDS: dict[str, Kind] = {"cls": "cls", "mean": "mean", "last": "last", "lasttoken": "last"}
+TASKS = {"embedding": "embed", "score": "classify"}  # other names of what --task may ask for
+UNSERVED = ("reward", "transcription", "draft")
+# Qwen3-Reranker's prompt, from its model card; the judgement is whether "yes" or "no" comes next.
+JUDGE_ANSWERS = ("no", "yes")
+JUDGE_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How hidden states become what is asked for."""
+
+    task: Literal["embed", "classify"]
+    kind: Kind
+    activate: bool  # normalise embeddings, make scores probabilities, unless a request says otherwise
+    dense: tuple[Path, ...] = ()  # folders of sentence-transformers' Dense modules, in order
+    max_length: int | None = None  # tokens of a prompt, if less than the model's positions
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False  # each score has a sigmoid of its own; else all share a softmax
+    answers: tuple[str, ...] = ()  # score by which of two tokens comes next: against, for
+    sizes: tuple[int, ...] = ()  # of embeddings, that the checkpoint names as allowed
+
+
+def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig") -> Pooling | None:
+    """None for a model that generates. Raises ``ConfigError`` if the checkpoint isn't made for what is asked."""
+    architecture = architecture_of(hf_config)
+    path = Path(files.path)
+    modules = _modules(path) if files.kind == "hf" else []
+    task = _task(config, architecture, hf_config, sentences=bool(modules))
+    if task == "generate":
+        return None
+    settings = _settings(config.model.pooler_config or {})
+    activate = settings.get("activate")
+    if task == "embed":
+        kind, normalized, dense = _embedding(path, modules, architecture)
+        return Pooling(
+            "embed",
+            settings.get("kind", kind),
+            normalized if activate is None else activate,
+            dense,
+            _max_length(path) if modules else None,
+            sizes=tuple(getattr(hf_config, "matryoshka_dimensions", None) or ()),
+        )
+    default: Kind = "cls" if architecture.kind == "encoder" else "last"
+    kind = settings.get("kind", default)
+    if architecture.holds == "head":
+        return Pooling("classify", kind, activate is not False, labels=("yes",), answers=_answers(hf_config))
+    labels = labels_of(hf_config)
+    multi_label = len(labels) == 1 or getattr(hf_config, "problem_type", None) == "multi_label_classification"
+    if activate is None:
+        activate = "Identity" not in _activation_name(hf_config)
+    return Pooling("classify", kind, activate, labels=labels, multi_label=multi_label)
+
+
+def _task(config: Config, architecture: Architecture, hf_config: "PretrainedConfig", sentences: bool) -> str:
+    """generate, embed or classify: as asked for, else as the checkpoint looks."""
+    asked, options = _asked(config), config.model
+    name, kind, holds = architecture
+    if holds == "classifier":
+        usual = "classify"
+    elif kind == "encoder" or holds == "backbone" or sentences:
+        usual = "embed"
+    elif getattr(hf_config, "classifier_from_token", None):
+        usual = "classify"
+    else:
+        usual = "embed" if options.runner == "pooling" else "generate"
+    task = asked or usual
+    if options.task == "score" and usual == "embed":
+        return "embed"  # scores are the cosines of embeddings
+    if task == "generate" and holds != "head":
+        raise ConfigError(f"{name} is not made to generate; leave --task and --runner out to serve what it is for.")
+    if task == "classify" and holds == "backbone":
+        raise ConfigError(f"This {name} has no classifier; serve it with --task embed.")
+    if task == "embed" and holds == "classifier":
+        raise ConfigError(f"This {name} is a classifier; serve it with --task classify.")
+    return task
+
+
+def _asked(config: Config) -> str | None:
+    """What the options ask for; None if they leave it to the checkpoint."""
+    task, runner, convert = config.model.task, config.model.runner, config.model.convert
+    for flag, value in (("--task", task), ("--runner", runner), ("--convert", convert)):
+        if value in UNSERVED:
+            raise ConfigError(f"{flag} {value} is not supported yet; there are generate, embed, classify and score.")
+    wanted = {TASKS.get(task, task)} - {"auto"} | {convert} - {"auto", "none"} | {runner} & {"generate"}
+    if len(wanted) > 1 or (runner == "pooling" and "generate" in wanted):
+        raise ConfigError(f"--task {task}, --runner {runner} and --convert {convert} contradict each other.")
+    return next(iter(wanted), None)
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """``kind`` and ``activate`` out of --pooler-config, by vLLM's names for them."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("pooling_type", "seq_pooling_type") and str(value).lower() in KINDS:
+            found["kind"] = KINDS[str(value).lower()]
+        elif name in ("normalize", "use_activation", "softmax", "activation") and isinstance(value, bool):
+            found["activate"] = value
+        elif value is not None:
+            raise ConfigError(
+                f"--pooler-config can hold pooling_type (CLS, LAST or MEAN) and use_activation (true or false), "
+                f"not {name} {value!r}."
+            )
+    return found
+
+
+def labels_of(hf_config: "PretrainedConfig") -> tuple[str, ...]:
+    """The names of a classifier's scores, in their order."""
+    names = {int(key): str(name) for key, name in (hf_config.id2label or {}).items()}
+    return tuple(names[key] for key in sorted(names))
+
+
+def _answers(hf_config: "PretrainedConfig") -> tuple[str, ...]:
+    answers = tuple(getattr(hf_config, "classifier_from_token", None) or JUDGE_ANSWERS)
+    if len(answers) != 2:
+        raise ConfigError(f"classifier_from_token must name two tokens, against and for, got {len(answers)}.")
+    return answers
+
+
+def _activation_name(hf_config: "PretrainedConfig") -> str:
+    """What sentence-transformers' cross-encoders write into config.json of their last activation."""
+    own = getattr(hf_config, "sentence_transformers", None) or {}
+    return str(own.get("activation_fn") or getattr(hf_config, "sbert_ce_default_activation_function", None) or "")
+
+
+# -- sentence-transformers' files -----------------------------------------------------------------------------------
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    return json.loads((path / "modules.json").read_text()) if (path / "modules.json").is_file() else []
+
+
+def _embedding(
+    path: Path, modules: list[dict[str, Any]], architecture: Architecture
+) -> tuple[Kind, bool, tuple[Path, ...]]:
+    """(kind of pooling, whether it is normalised, Dense modules): without such files, as most models of a kind."""
+    if not modules:
+        return "cls" if architecture.kind == "encoder" else "last", True, ()
+    kind: Kind = "mean"
+    normalized, dense = False, []
+    for module in modules[1:]:
+        name, place = module["type"].rpartition(".")[2], path / module["path"]
+        if name == "Pooling":
+            kind = _pooling_kind(json.loads((place / "config.json").read_text()), place)
+        elif name == "Dense":
+            dense.append(place)
+        elif name == "Normalize":
+            normalized = True
+        else:
+            raise ConfigError(f"modules.json names a {name} module; only Pooling, Dense and Normalize are supported.")
+    return kind, normalized, tuple(dense)
+
+
+def _pooling_kind(fields: dict[str, Any], place: Path) -> Kind:
+    """Of 1_Pooling/config.json: ``pooling_mode`` names it, or one of several flags is set."""
+    prefix = "pooling_mode_"
+    flags = [key.removeprefix(prefix).removesuffix("_token").removesuffix("_tokens") for key, on in fields.items()
+             if key.startswith(prefix) and on is True]  # fmt: skip
+    named = fields.get("pooling_mode") or flags
+    kinds = [named] if isinstance(named, str) else list(named)
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise ConfigError(f"{place} asks for pooling by {' and '.join(kinds)}; supported are cls, mean and lasttoken.")
+    return KINDS[kinds[0]]
+
+
+def _max_length(path: Path) -> int | None:
+    file = path / "sentence_bert_config.json"
+    length = json.loads(file.read_text()).get("max_seq_length") if file.is_file() else None
+    return int(length) if length else None

@@ -1,0 +1,190 @@
+"""What the routes of pooling models share (bodies, running many prompts, usage), and POST /pooling and /classify.
+
+Knows AsyncLLM and its outputs. Names and shapes are vLLM's.
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import Request
+from pydantic import Field, PlainValidator
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.server.chat import rendered
+from headrace.server.context import Context, context_of
+from headrace.server.errors import GenerationError
+from headrace.server.generation import new_id
+from headrace.server.protocol import ChatFields, Count, ModelField, is_token_ids
+from headrace.server.refusals import refuse_unsupported
+from headrace.server.responses import Usage, json_response
+from headrace.server.routing import new_router
+from headrace.server.sse import answer, cancelled
+from headrace.types import PoolingParams, PoolingRequestOutput
+
+logger = logging.getLogger(__name__)
+router = new_router()
+
+MAX_INPUTS = 2048  # of one request, as OpenAI's
+Prompt = str | list[int] | tuple[str, str]
+
+
+def check_inputs(value: Any) -> list[str | list[int]]:
+    """A text, token ids, or a list of either, as a list."""
+    inputs = [value] if isinstance(value, str) or (is_token_ids(value) and value) else value
+    if not isinstance(inputs, list) or not 1 <= len(inputs) <= MAX_INPUTS:
+        raise ValueError(f"it must be a text, a list of token ids, or a list of 1 to {MAX_INPUTS} of either")
+    if not all(isinstance(item, str) or is_token_ids(item) for item in inputs):
+        raise ValueError("each entry must be a text or a list of token ids (integers from 0)")
+    return inputs
+
+
+Inputs = Annotated[
+    list[str | list[int]],
+    PlainValidator(check_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
+class PoolingFields(ModelField):
+    """What all pooling routes have in common."""
+
+    truncate_prompt_tokens: Count | None = None
+    use_activation: bool | None = None
+    priority: Count | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    request_id: str | None = None
+
+
+class InputFields(PoolingFields):
+    """Inputs, or one conversation."""
+
+    input: Inputs | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+    dimensions: Count | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little"] = "little"
+
+
+class PoolingRequest(InputFields):
+    """POST /pooling"""
+
+    task: str | None = None
+
+
+class ClassifyRequest(InputFields):
+    """POST /classify"""
+
+
+@router.post("/pooling", tags=["pooling"])
+async def pooling(body: PoolingRequest, request: Request) -> Response:
+    params = pooling_params(body, body.task, dimensions=body.dimensions)
+    job_id, outputs = await pooled(request, body, "pooling", await inputs_of(request, body), params)
+    data = [
+        {"index": index, "object": "pooling", "data": encoded(output.outputs.data, body.encoding_format)}
+        for index, output in enumerate(outputs)
+    ]
+    return listing(request, body, job_id, outputs, data)
+
+
+@router.post("/classify", tags=["pooling"])
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    params = pooling_params(body, "classify")
+    job_id, outputs = await pooled(request, body, "classify", await inputs_of(request, body), params)
+    labels, data = context_of(request).engine.info.labels, []
+    for index, output in enumerate(outputs):
+        probs = output.outputs.data
+        label = labels[int(probs.argmax())]
+        data.append({"index": index, "label": label, "probs": probs.tolist(), "num_classes": len(probs)})
+    return listing(request, body, job_id, outputs, data)
+
+
+# -- shared ---------------------------------------------------------------------------------------------------------
+
+
+def pooling_params(body: PoolingFields, task: str | None, dimensions: int | None = None) -> PoolingParams:
+    return PoolingParams(
+        task=task,
+        dimensions=dimensions,
+        use_activation=body.use_activation,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+    )
+
+
+async def inputs_of(request: Request, body: InputFields) -> Sequence[Prompt]:
+    """The body's inputs; a conversation as the text its template makes of it."""
+    if (body.input is None) == (body.messages is None):
+        raise RequestError("The body needs either input or messages.", "input")
+    if body.messages is None:
+        return body.input or []
+    chat = ChatFields(messages=body.messages, add_generation_prompt=False)
+    return [await rendered(context_of(request), chat)]
+
+
+async def pooled(
+    request: Request,
+    body: PoolingFields,
+    prefix: str,
+    prompts: Sequence[Prompt],
+    params: PoolingParams,
+    add_special_tokens: bool = True,
+) -> tuple[str, list[PoolingRequestOutput]]:
+    """(id of the answer, what became of each prompt); nothing is queued before every prompt has passed its checks.
+
+    Everything is aborted if the client leaves or one prompt fails.
+    """
+    context = context_of(request)
+    context.served_model(body.model)
+    refuse_unsupported(body)
+    if body.priority and context.config.scheduler.scheduling_policy != "priority":
+        raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
+    special = add_special_tokens and getattr(body, "add_special_tokens", True)
+    ready = [await context.engine.prepare_pooling(prompt, params, special) for prompt in prompts]
+    job_id = new_id(prefix, request.headers.get("x-request-id") or body.request_id)
+    if context.config.server.enable_log_requests:
+        logger.info("Received request %s: prompt tokens: %s, params: %s", job_id, [len(t) for t, _ in ready], params)
+    return job_id, await answer(request, _all(context, body, job_id, ready))
+
+
+async def _all(
+    context: Context, body: PoolingFields, job_id: str, ready: list[tuple[list[int], PoolingParams]]
+) -> list[PoolingRequestOutput]:
+    pool, priority, salt = context.engine.pool, body.priority or 0, body.cache_salt
+    tasks = [
+        asyncio.ensure_future(pool(token_ids, params, f"{job_id}-{index}", priority=priority, cache_salt=salt))
+        for index, (token_ids, params) in enumerate(ready)
+    ]
+    try:
+        outputs = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            await cancelled(task)
+    if any(output.outputs.data is None for output in outputs):
+        raise GenerationError("The engine gave up on this request; the server's log says why.")
+    return outputs
+
+
+def encoded(data: Any, encoding_format: str) -> Any:
+    """An array as JSON numbers, or as base64 of its float32 numbers, little-endian."""
+    return data.tolist() if encoding_format == "float" else base64.b64encode(data.astype("<f4").tobytes()).decode()
+
+
+def usage_of(context: Context, outputs: Sequence[PoolingRequestOutput]) -> Usage:
+    total = sum(len(output.prompt_token_ids) for output in outputs)
+    return Usage(total, total, 0)
+
+
+def listing(
+    request: Request, body: PoolingFields, job_id: str, outputs: Sequence[PoolingRequestOutput], data: list[Any]
+) -> Response:
+    """The answer that all routes but /rerank give."""
+    context = context_of(request)
+    usage = msgspec.to_builtins(usage_of(context, outputs))
+    head = {"id": job_id, "object": "list", "created": int(time.time()), "model": context.served_model(body.model)}
+    return json_response(head | {"data": data, "usage": usage})

@@ -1,0 +1,113 @@
+"""POST /score and /rerank in all their spellings: how well texts go together, by vLLM's, Jina's and Cohere's schemas.
+
+A classifier judges a query and a document together; of an embedding model it is the cosine of their vectors.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import Request
+from pydantic import BeforeValidator, Field
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.frontend.pooling import compared, matched, pair, score_of
+from headrace.server.context import context_of
+from headrace.server.pooling import MAX_INPUTS, PoolingFields, listing, pooled, pooling_params, usage_of
+from headrace.server.protocol import Count, listed
+from headrace.server.responses import json_response
+from headrace.server.routing import new_router
+from headrace.types import PoolingRequestOutput
+
+router = new_router()
+
+
+def texts_of(value: Any) -> Any:
+    """One text or many; Jina's clients wrap each as ``{"text": …}``."""
+    items = listed(value)
+    if isinstance(items, list):
+        return [item["text"] if isinstance(item, dict) and set(item) == {"text"} else item for item in items]
+    return items
+
+
+Texts = Annotated[list[str], BeforeValidator(texts_of), Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class ScoreRequest(PoolingFields):
+    """POST /score, /v1/score: the two sides go by several names."""
+
+    queries: Texts | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    data_1: Texts | None = None
+    data_2: Texts | None = None
+    instruction: str | None = None
+
+
+class RerankRequest(PoolingFields):
+    """POST /rerank, /v1/rerank, /v2/rerank"""
+
+    query: str
+    documents: Texts
+    top_n: Annotated[Count, Field(ge=0)] | None = None
+    return_documents: bool | None = None
+    instruction: str | None = None
+
+
+@router.post("/score", tags=["pooling"], operation_id="score")
+@router.post("/v1/score", tags=["pooling"], operation_id="v1_score")
+async def score(body: ScoreRequest, request: Request) -> Response:
+    queries = body.queries or body.text_1 or body.data_1
+    documents = body.documents or body.items or body.text_2 or body.data_2
+    if queries is None or documents is None:
+        raise RequestError("The body needs queries and documents (or text_1 and text_2).", "queries")
+    job_id, outputs, scores = await scored(request, body, "score", queries, documents, body.instruction)
+    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
+    return listing(request, body, job_id, outputs, data)
+
+
+@router.post("/rerank", tags=["pooling"], operation_id="rerank")
+@router.post("/v1/rerank", tags=["pooling"], operation_id="v1_rerank")
+@router.post("/v2/rerank", tags=["pooling"], operation_id="v2_rerank")
+async def rerank(body: RerankRequest, request: Request) -> Response:
+    job_id, outputs, scores = await scored(request, body, "rerank", [body.query], body.documents, body.instruction)
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
+    results = []
+    for index in best:
+        result: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
+        if body.return_documents is not False:
+            result["document"] = {"text": body.documents[index], "multi_modal": None}
+        results.append(result)
+    context = context_of(request)
+    usage = usage_of(context, outputs)
+    return json_response(
+        {
+            "id": job_id,
+            "model": context.served_model(body.model),
+            "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens},
+            "results": results,
+        }
+    )
+
+
+async def scored(
+    request: Request,
+    body: PoolingFields,
+    prefix: str,
+    queries: list[str],
+    documents: list[str],
+    instruction: str | None,
+) -> tuple[str, list[PoolingRequestOutput], list[float]]:
+    """(id of the answer, all that was computed, a score for each pair)."""
+    info = context_of(request).engine.info
+    pairs = matched(queries, documents)
+    if "embed" not in info.tasks:
+        prompts = [pair(query, document, info, instruction) for query, document in pairs]
+        params = pooling_params(body, "classify")
+        job_id, outputs = await pooled(request, body, prefix, prompts, params, info.pair_template is None)
+        return job_id, outputs, [score_of(output.outputs.data) for output in outputs]
+    texts = list(dict.fromkeys(text for two in pairs for text in two))
+    job_id, outputs = await pooled(request, body, prefix, texts, pooling_params(body, "embed"))
+    found = dict(zip(texts, outputs, strict=True))
+    return job_id, outputs, [compared(found[query], found[document]).outputs.score for query, document in pairs]
