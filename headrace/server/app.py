@@ -21,10 +21,12 @@ from headrace.server import (
     profile,
     score,
     tokens,
+    ui,
 )
 from headrace.server.context import Context
 from headrace.server.docs import documentation
 from headrace.server.routing import GuardedRoute, RequestIdHeader
+from headrace.server.ui.live import Live
 
 if TYPE_CHECKING:
     from headrace.frontend.async_llm import AsyncLLM
@@ -48,6 +50,10 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         routers.append(caches.router)
     if not server.disable_fastapi_docs:
         routers.append(documentation(app))
+    if not server.disable_ui:
+        live = Live()
+        engine.observers.append(live)
+        routers.append(ui.pages(live))
     for router in routers:
         app.include_router(router)
     app.state.routes = [

@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.server.context import Context, context_of
 
-ALWAYS_OPEN = frozenset({"/health", "/ping"})
+PAGES = frozenset({"/", "/dashboard", "/ui/{name:path}"})  # without data: these they ask for with the key
+ALWAYS_OPEN = frozenset({"/health", "/ping"}) | PAGES
 
 
 def new_router() -> APIRouter:

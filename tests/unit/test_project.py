@@ -113,5 +113,6 @@ def test_wheel_is_pure_python(tmp_path: Path) -> None:
     shapes = (ROOT / "headrace/models/shapes").glob("*/config.json")
     tuned = (ROOT / "headrace/ops/tuned").glob("*.json")
     bench = (ROOT / "headrace/bench/datasets/verse.txt", ROOT / "headrace/bench/report.html.jinja")
-    assert packed == {str(path.relative_to(ROOT)) for path in (*SOURCES, *shapes, *bench, *tuned)}
+    ui = (path for path in (ROOT / "headrace/server/ui/static").rglob("*") if path.is_file())
+    assert packed == {str(path.relative_to(ROOT)) for path in (*SOURCES, *shapes, *bench, *tuned, *ui)}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -538,14 +538,15 @@ async def test_failures_while_generating(failure: Exception | None, status: int,
 @pytest.mark.parametrize("root_path", ["", "/proxy"])
 async def test_every_route_asks_for_the_key(root_path: str) -> None:
     app, _ = make(api_key=["first", "second"], protect_metrics=True)
+    open_to_all = ("/health", "/ping", "/", "/dashboard")
     async with client_of(app, root_path) as client:
         for path, methods in app.state.routes:
-            expected = 200 if path in ("/health", "/ping") else 401
+            expected = 404 if path == "/ui/{name:path}" else 200 if path in open_to_all else 401
             for method in methods:
                 for prefix in {"", root_path}:
                     response = await client.request(method, prefix + path.replace("{name:path}", "fake"), json={})
                     assert response.status_code == expected, (method, prefix + path)
-                    if expected != 200 and method != "HEAD":
+                    if expected == 401 and method != "HEAD":
                         assert response.json()["error"]["type"] == "AuthenticationError"
 
 
