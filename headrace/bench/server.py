@@ -23,6 +23,7 @@ from headrace.bench.remote import api_key
 from headrace.errors import ConfigError, HeadraceError
 
 HEADRACE = [sys.executable, "-m", "headrace"]
+SECRETS = ("--api-key", "--hf-token", "--header")  # flags whose values are nobody else's business
 OBITUARY = [  # becomes the command whose words follow, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
     *(sys.executable, "-ISc"),
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])",
@@ -50,9 +51,18 @@ def need_command(words: Sequence[str]) -> None:
 
 
 def as_typed(words: Sequence[str]) -> str:
-    """A command as a user would type it."""
+    """A command as a user would type it, but for its secrets: it goes into pages that are shown to others."""
     ours = list(words[:3]) == HEADRACE
-    return shlex.join(["headrace", *words[3:]] if ours else words)
+    shown, secret = [], False
+    for word in ["headrace", *words[3:]] if ours else words:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            known = flag.replace("_", "-") in SECRETS
+            secret = known and not equals  # then the words that follow are
+            shown.append(f"{flag}=***" if known and equals else word)
+        else:
+            shown.append("***" if secret else word)
+    return shlex.join(shown)
 
 
 def flag_value(words: Sequence[str], *flags: str) -> str | None:

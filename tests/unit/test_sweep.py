@@ -17,7 +17,7 @@ import pytest
 from headrace.bench import server as server_module
 from headrace.bench.capacity import Trial, judge, largest_rate, parse_slo, saturation
 from headrace.bench.parameters import with_flags
-from headrace.bench.server import serving, url_of
+from headrace.bench.server import as_typed, serving, url_of
 from headrace.cli.main import main
 from headrace.errors import HeadraceError
 
@@ -237,6 +237,11 @@ def test_what_is_refused(flags: list[str], sentence: str, capsys: pytest.Capture
     assert main(["bench", "sweep", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+def test_a_command_is_shown_without_its_secrets() -> None:
+    words = ["vllm", "serve", "--api_key", "one", "two", "--port", "1", "--hf-token=three", "m"]
+    assert as_typed(words) == "vllm serve --api_key '***' '***' --port 1 '--hf-token=***' m"
 
 
 def test_flags_replace_those_of_the_command() -> None:
