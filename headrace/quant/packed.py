@@ -4,8 +4,6 @@ Which product is taken for how many rows is decided here, from measurements at t
 (docs/performance.md): the packed one reads less but works row by row, so expanding first wins from ``few_rows`` on.
 """
 
-import ctypes
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from headrace.ops import int4, int8
-
-HUGE_PAGE = 2**21  # bytes
-MADV_COLLAPSE = 25  # from linux/mman.h
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,6 @@ class Int4Blocks(Packed):
     def finish(self, layer: Any) -> None:
         for name, parameter in frozen(dict(zip(("packed", "groups"), int4.pack(layer.blocks), strict=True))).items():
             layer.register_parameter(name, parameter)
-            into_huge_pages(parameter)
 
     def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         y, num_outputs = int4.linear_packed(x, layer.packed, layer.groups), layer.blocks.shape[0]
@@ -103,7 +97,7 @@ class Int8Rows(Packed):
         return frozen({"codes": codes, "scales": scales} | bias_of)
 
     def finish(self, layer: Any) -> None:
-        into_huge_pages(layer.codes)
+        pass
 
     def packed(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         return int8.linear_packed(x, layer.codes, layer.scales)
@@ -121,14 +115,3 @@ class Int8Rows(Packed):
 
 def frozen(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
-
-
-def into_huge_pages(tensor: torch.Tensor) -> None:
-    """Have Linux (6.1 or later) move what it can of a tensor's memory to pages of 2 MB, neighbours included.
-
-    A step reads all weights once, and looking their 25,000 small pages up took 4% of it.
-    """
-    if sys.platform == "linux":
-        start = tensor.data_ptr() // HUGE_PAGE * HUGE_PAGE
-        num_bytes = -(-(tensor.data_ptr() + tensor.nbytes - start) // HUGE_PAGE) * HUGE_PAGE
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), MADV_COLLAPSE)
