@@ -13,7 +13,8 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from headrace.errors import ConfigError
-from headrace.layers.slots import AttentionSlot, MlpSlot, MoeSlot, NormSlot, QueryKeyNorm, Rope
+from headrace.layers.slots import AttentionSlot, ClassifierSlot, MlpSlot, MoeSlot, NormSlot, QueryKeyNorm, Rope
+from headrace.models.names import Rename
 from headrace.models.spec import Layer, Spec
 
 Slot = TypeVar("Slot")
@@ -57,6 +58,12 @@ def decoder(
         tied_embeddings=getattr(config, "tie_word_embeddings", False),
         **fields,
     )
+
+
+def scored(spec: Spec, num_labels: int) -> Spec:
+    """A decoder with a classifier in its head's place, which transformers calls ``score``."""
+    names = (Rename(r"^score\.", "classifier.out."), *spec.renames)
+    return replace(spec, head=False, classifier=ClassifierSlot(num_labels, bias=False), renames=names)
 
 
 def each_layer(config: PretrainedConfig, slots: Slot | Sequence[Slot]) -> list[Slot]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from headrace.errors import ConfigError
-from headrace.layers.slots import ClassifierSlot
-from headrace.models.names import Rename
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,7 +56,6 @@ _DECLARED = {
     "XLMRobertaModel": ("bert", "roberta", "embeddings: BGE-M3, BCE, multilingual E5"),
 }
 CAUSAL, CLASSIFIER, BACKBONE = "ForCausalLM", "ForSequenceClassification", "Model"
-CHECKPOINT_SCORES = Rename(r"^score\.", "classifier.out.")  # as transformers calls a decoder's classifier
 
 
 class Architecture(NamedTuple):
@@ -121,9 +118,10 @@ def spec_for(hf_config: "PretrainedConfig", max_model_len: int, needs_head: bool
             f"{max_model_len} tokens; use --max-model-len {learned.num_rows - learned.offset} or less."
         )
     if kind == "decoder" and holds == "classifier":
-        slot = ClassifierSlot(len(hf_config.id2label or ()), bias=False)
-        spec = replace(spec, classifier=slot, renames=(CHECKPOINT_SCORES, *spec.renames))
-    if kind == "decoder" and (holds == "classifier" or not needs_head):
+        from headrace.models.declare import scored
+
+        spec = scored(spec, len(hf_config.id2label or ()))
+    elif kind == "decoder" and not needs_head:
         spec = replace(spec, head=False)
     return replace(spec, quantized=scheme.get("kinds", {}))
 
