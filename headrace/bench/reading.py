@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from headrace.bench.files import unreadable
@@ -21,6 +22,17 @@ from headrace.errors import ConfigError
 NO_RESULTS = ("warmup.json", "summary.json", ".failure.json", ".partial.json", ".pytorch.json")  # how such names end
 COLUMNS = ("request", "input_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms")  # of a list of requests
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Keys(msgspec.Struct):
+    """What a result may not have otherwise: the keys that figures are computed from."""
+
+    request_throughput: float
+    output_throughput: float = 0.0
+    input_lens: list[float] = []
+    output_lens: list[float] = []
+    ttfts: list[float] = []
+    itls: list[list[float]] = []
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,10 @@ def find(paths: Sequence[str | Path]) -> list[Result]:
             results = [data for data in read(file) if isinstance(data, dict) and "request_throughput" in data]
             if not inside and not results:
                 raise ConfigError(f"{file} is no result of `bench serve`: it has no request_throughput.")
+            try:
+                msgspec.convert(results, list[Keys])
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"{file} is no result of `bench serve`: {error}.") from None
             found += [(file, data) for data in results]
     names = unique([title(file, data) for file, data in found], [file for file, _ in found])
     return [Result(name, file, data) for name, (file, data) in zip(names, found, strict=True)]

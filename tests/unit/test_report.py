@@ -125,7 +125,12 @@ def test_nothing_is_drawn_of_requests_that_all_failed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("{", "can't be read"), ('{"a": 1}', "is no result of `bench serve`"), (None, "No such file")],
+    [
+        ("{", "can't be read"),
+        ('{"a": 1}', "is no result of `bench serve`"),
+        (None, "No such file"),
+        ('{"request_throughput": 1, "ttfts": "x"}', "is no result of `bench serve`: Expected `array`"),
+    ],
 )
 def test_what_is_no_result(
     content: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
