@@ -89,9 +89,10 @@ class TorchBackend:
     def encode(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         """See ``Backend.encode``."""
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        shared = self.spec.num_heads != self.spec.num_kv_heads  # asked for in vain, it would cost the fast path
         parts = (x[None].transpose(1, 2).split(batch.counts, dim=2) for x in (q, k, v, out))
         for queries, keys, values, result in zip(*parts, strict=True):
-            result[:] = F.scaled_dot_product_attention(queries, keys, values, scale=self.spec.scale, enable_gqa=True)
+            result[:] = F.scaled_dot_product_attention(queries, keys, values, scale=self.spec.scale, enable_gqa=shared)
         return out
 
 

@@ -176,11 +176,14 @@ def described(setting: Setting, hf_config: PretrainedConfig, facts: Facts) -> Mo
 
 def spec_of(hf_config: PretrainedConfig, max_model_len: int) -> tuple[Spec, Latent | None]:
     try:
-        return spec_for(hf_config, max_model_len), None
+        spec = spec_for(hf_config, max_model_len)
     except ConfigError:
         if not getattr(hf_config, "kv_lora_rank", None):
             raise
         return latent_spec(hf_config, max_model_len)
+    if not spec.head:
+        raise ConfigError(f"A {spec.architecture} pools its prompts; a plan is made for models that generate only.")
+    return spec, None
 
 
 def memory_of(setting: Setting, part: Share, facts: Facts, vocab_size: int) -> Memory:

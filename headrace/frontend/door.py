@@ -77,6 +77,7 @@ class Door:
         Texts are cut at their end, special tokens stay. Raises ``RequestError`` if they can't be served.
         """
         params = settled(params, self.info)
+        add_special_tokens = add_special_tokens and self.info.pair_template is None  # which is complete in itself
         if isinstance(prompt, tuple):
             token_ids, second = self._needed_tokenizer().encode_pair(*prompt)
             params.second_segment = second
@@ -85,9 +86,7 @@ class Door:
         if params.truncate_prompt_tokens is not None:
             most = self.info.max_model_len if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
             if len(token_ids) > most:
-                is_text = isinstance(prompt, tuple) or self.text_of(prompt) is not None
-                closing = self.tokenizer.num_closing if self.tokenizer and is_text and add_special_tokens else 0
-                closing = min(closing, most)
+                closing = min(self._num_closing(prompt, add_special_tokens), most)
                 token_ids = token_ids[: most - closing] + token_ids[len(token_ids) - closing :]
         check_pooled_prompt(token_ids, self.info)
         return token_ids, params
@@ -109,6 +108,15 @@ class Door:
         if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
             raise RequestError("A prompt is a text or a list of token ids.", "prompt")
         return prompt
+
+    def _num_closing(self, prompt: Prompt | tuple[str, str], add_special_tokens: bool) -> int:
+        """How many tokens at a prompt's end are none of its text, and stay when it is cut."""
+        if not isinstance(prompt, tuple) and self.text_of(prompt) is None:
+            return 0
+        if self.info.pair_template is not None:
+            closing = self.info.pair_template.rpartition("{document}")[2]
+            return len(self._needed_tokenizer().encode(closing, add_special_tokens=False))
+        return self._needed_tokenizer().num_closing if add_special_tokens else 0
 
     def _needed_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -69,7 +69,8 @@ class Architecture(NamedTuple):
 def architecture_of(hf_config: "PretrainedConfig") -> Architecture:
     """Raises ``ConfigError`` for an architecture that isn't declared.
 
-    Every declared decoder also comes as its backbone alone, or with a classifier in its head's place.
+    Every declared decoder also comes as its backbone alone, or with a classifier in its head's place; one whose config
+    names tokens to classify by is called a classifier but has its head.
     """
     names = hf_config.architectures or []
     for name in names:
@@ -79,7 +80,8 @@ def architecture_of(hf_config: "PretrainedConfig") -> Architecture:
             return Architecture(name, kind, holds)  # type: ignore[arg-type]
         for suffix, what in ((CLASSIFIER, "classifier"), (BACKBONE, "backbone")):
             if name.endswith(suffix) and (causal := name.removesuffix(suffix) + CAUSAL) in _DECLARED:
-                return Architecture(causal, "decoder", what)  # type: ignore[arg-type]
+                judges = what == "classifier" and getattr(hf_config, "classifier_from_token", None)
+                return Architecture(causal, "decoder", "head" if judges else what)  # type: ignore[arg-type]
     raise ConfigError(_unknown(names))
 
 

@@ -27,6 +27,7 @@ class Head(NamedTuple):
 
     layers: Callable[[torch.Tensor], torch.Tensor]
     activation: Callable[[Floats], Floats]
+    ends: tuple[int | None, int | None] = (None, None)  # ids of a first and a last token that are left out
 
 
 class Pooler:
@@ -46,8 +47,12 @@ class Pooler:
             found = joined(kind, self._kept.pop(row, None) if start else None, part)
             if place not in ending:
                 self._kept[row] = found
-            else:
-                pooled.append((params, found / (start + len(part)) if kind == "mean" else found))
+                continue
+            if kind == "mean":
+                found = found / (start + len(part))
+            elif kind == "all":
+                found = inner(found, rows.fact(row).token_ids, self.heads[self._task(params)].ends)
+            pooled.append((params, found))
         values = self._headed(pooled)
         if hidden.device.type == "cuda":
             done = torch.cuda.Event()
@@ -97,9 +102,15 @@ class Pooler:
 
 
 def make_pooler(
-    model: Decoder, pooling: Pooling, path: Path, token_id: Callable[[str], int], device: torch.device
+    model: Decoder,
+    pooling: Pooling,
+    path: Path,
+    token_id: Callable[[str], int],
+    ends: tuple[int | None, int | None],
+    device: torch.device,
 ) -> Pooler:
-    """The pooler of ``model``, whose checkpoint lies in ``path``. ``token_id`` finds a token's number.
+    """The pooler of ``model``, whose checkpoint lies in ``path``. ``token_id`` finds a token's number; ``ends`` are
+    those of the tokens that begin and end a text.
 
     Raises ``ConfigError`` if a file of it can't be used.
     """
@@ -107,9 +118,11 @@ def make_pooler(
         project = nn.Sequential(*(dense(folder, device) for folder in pooling.dense))
         heads = {"embed": Head(lambda x: project(x.float()), normalised)}
         vectors, weights = (extra_head(path / name, device) for name in (MULTI_VECTOR, SPARSE))
-        heads["token_embed"] = heads["embed"] if vectors is None else Head(lambda x: vectors(x.float()), normalised)
+        heads["token_embed"] = (
+            heads["embed"] if vectors is None else Head(lambda x: vectors(x.float()), normalised, (ends[0], None))
+        )
         if weights is not None:
-            heads["token_classify"] = Head(lambda x: weights(x.float()), rectified)
+            heads["token_classify"] = Head(lambda x: weights(x.float()), rectified, ends)
         size = project(torch.zeros(1, model.spec.dim, device=device)).shape[1]
         return Pooler(pooling, heads, size)
     if pooling.answers:
@@ -147,6 +160,11 @@ def joined(kind: str, kept: torch.Tensor | None, part: torch.Tensor) -> torch.Te
             total = part.float().sum(dim=0, keepdim=True)
             return total if kept is None else kept + total
     return part if kept is None else torch.cat((kept, part))
+
+
+def inner(states: torch.Tensor, token_ids: list[int], ends: tuple[int | None, int | None]) -> torch.Tensor:
+    """``states`` [n, dim] without those of a first and a last token of these ids."""
+    return states[int(token_ids[0] == ends[0]) : len(token_ids) - int(token_ids[-1] == ends[1])]
 
 
 def normalised(values: Floats) -> Floats:

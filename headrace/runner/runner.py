@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from headrace import device as devices
 from headrace.attention.select import select_backend
@@ -76,7 +77,7 @@ class Runner:
         self._processors = load_processors(config, self.device)  # if they can't be had, say so before loading
         self.ledger.record("model configuration")
         self.model = self._load(build_decoder(config, spec, self.facts, self.device), files, on_progress)
-        self.pooler = self._make_pooler(files)
+        self.pooler = self._make_pooler(files, hf_config)
         self._attentions = self.model.attention_layers
         groups = memory.group_layers([layer.spec for layer in self._attentions])
         self._backends = [self._attentions[group.layers[0]].backend for group in groups]
@@ -234,7 +235,7 @@ class Runner:
         logger.info("Model loading took %.2f GiB and %.2f seconds", size / GIB, self.ledger.entries[-1].seconds)
         return model
 
-    def _make_pooler(self, files: ModelFiles) -> Pooler | None:
+    def _make_pooler(self, files: ModelFiles, hf_config: PretrainedConfig) -> Pooler | None:
         if self.pooling is None:
             return None
 
@@ -248,7 +249,8 @@ class Runner:
                 )
             return ids[0]
 
-        return make_pooler(self.model, self.pooling, Path(files.path), token_id, self.device)
+        ends = getattr(hf_config, "bos_token_id", None), getattr(hf_config, "eos_token_id", None)
+        return make_pooler(self.model, self.pooling, Path(files.path), token_id, ends, self.device)
 
     def _size_cache(self, groups: list[KVGroup]) -> KVCacheLayout:
         facts = self.facts

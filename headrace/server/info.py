@@ -12,10 +12,13 @@ from headrace.errors import RequestError
 from headrace.server.chat import chat
 from headrace.server.completions import complete
 from headrace.server.context import Context, context_of
+from headrace.server.embeddings import EmbeddingRequest, create_embeddings
 from headrace.server.errors import error_response
+from headrace.server.pooling import ClassifyRequest, classify
 from headrace.server.protocol import ChatRequest, CompletionRequest
 from headrace.server.responses import json_response
 from headrace.server.routing import new_router
+from headrace.server.score import RerankRequest, ScoreRequest, rerank, score
 
 router = new_router()
 
@@ -104,9 +107,18 @@ def model_card(context: Context, name: str) -> dict[str, Any]:
 
 @router.post("/invocations", tags=["generate"])
 async def invocations(body: dict[str, Any], request: Request) -> Response:
-    """SageMaker's one route: a body with messages is a chat, one with a prompt a completion."""
+    """SageMaker's one route: a body's fields, and what the model is for, say which other route answers it."""
+    classifies = "classify" in context_of(request).engine.info.tasks
+    if "query" in body:
+        return await rerank(RerankRequest.model_validate(body), request)
+    if "queries" in body or "text_1" in body or "data_1" in body:
+        return await score(ScoreRequest.model_validate(body), request)
+    if "input" in body and classifies:
+        return await classify(ClassifyRequest.model_validate(body), request)
+    if "input" in body:
+        return await create_embeddings(EmbeddingRequest.model_validate(body), request)
     if "messages" in body:
         return await chat(ChatRequest.model_validate(body), request)
     if "prompt" in body:
         return await complete(CompletionRequest.model_validate(body), request)
-    raise RequestError("The body needs messages (a chat) or a prompt (a completion).")
+    raise RequestError("The body needs messages (a chat), a prompt (a completion), input, or a query with documents.")

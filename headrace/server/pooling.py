@@ -133,7 +133,6 @@ async def pooled(
     prefix: str,
     prompts: Sequence[Prompt],
     params: PoolingParams,
-    add_special_tokens: bool = True,
 ) -> tuple[str, list[PoolingRequestOutput]]:
     """(id of the answer, what became of each prompt); nothing is queued before every prompt has passed its checks.
 
@@ -144,7 +143,7 @@ async def pooled(
     refuse_unsupported(body)
     if body.priority and context.config.scheduler.scheduling_policy != "priority":
         raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
-    special = add_special_tokens and getattr(body, "add_special_tokens", True)
+    special = not isinstance(body, InputFields) or (body.add_special_tokens and body.messages is None)
     ready = [await context.engine.prepare_pooling(prompt, params, special) for prompt in prompts]
     job_id = new_id(prefix, request.headers.get("x-request-id") or body.request_id)
     if context.config.server.enable_log_requests:

@@ -105,7 +105,7 @@ async def scored(
     if "embed" not in info.tasks:
         prompts = [pair(query, document, info, instruction) for query, document in pairs]
         params = pooling_params(body, "classify")
-        job_id, outputs = await pooled(request, body, prefix, prompts, params, info.pair_template is None)
+        job_id, outputs = await pooled(request, body, prefix, prompts, params)
         return job_id, outputs, [score_of(output.outputs.data) for output in outputs]
     texts = list(dict.fromkeys(text for two in pairs for text in two))
     job_id, outputs = await pooled(request, body, prefix, texts, pooling_params(body, "embed"))

@@ -96,13 +96,20 @@ def test_pooling_and_scores(server: Server) -> None:
     coded = post(server, "/pooling", input="x", encoding_format="base64")["data"][0]["data"]
     assert np.allclose(np.frombuffer(base64.b64decode(coded), "<f4"), reference(["x"])[0], atol=1e-5)
     one, two = (post(server, path, text_1=TEXTS[0], text_2=DOCUMENTS) for path in ("/score", "/v1/score"))
-    assert [item["score"] for item in one["data"]] == [item["score"] for item in two["data"]]
+    assert np.allclose([item["score"] for item in one["data"]], [item["score"] for item in two["data"]], atol=1e-5)
     ranked = post(server, "/v2/rerank", query="What is the capital of France?", documents=DOCUMENTS, top_n=2)
     assert [result["index"] for result in ranked["results"]] == [1, 0]
     assert ranked["results"][0]["document"]["text"] == DOCUMENTS[1]
     assert ranked["usage"]["total_tokens"] > 0
     bare = post(server, "/rerank", query="a", documents=[{"text": "b"}], return_documents=False)
     assert set(bare["results"][0]) == {"index", "relevance_score"}
+
+
+def test_one_route_for_all(server: Server) -> None:
+    vectors = post(server, "/invocations", input="x")["data"]
+    assert np.allclose(vectors[0]["embedding"], reference(["x"])[0], atol=1e-5)
+    assert post(server, "/invocations", query="a", documents=["b"])["results"]
+    assert post(server, "/invocations", text_1="a", text_2="b")["data"]
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,21 @@ def test_classifiers(tmp_path: Path, architecture: str) -> None:
 
 @pytest.mark.parametrize("kind", ["LAST", "MEAN", "CLS"])
 def test_decoders_in_chunks(tmp_path: Path, kind: str) -> None:
-    """However a prompt is cut into steps, and whatever of it is cached, its vector is the same."""
+    """However a prompt is cut into steps, cached or preempted, its vector is the same."""
     model = saved(tmp_path, "Qwen3ForCausalLM")
-    options = OPTIONS | {"max_num_batched_tokens": 7, "max_num_seqs": 3, "block_size": 4}
+    tight = {"max_num_batched_tokens": 7, "max_num_seqs": 3, "long_prefill_token_threshold": 3, "block_size": 4}
+    options = OPTIONS | tight | {"max_model_len": 24, "num_gpu_blocks_override": 8}
     llm = LLM(str(tmp_path), convert="embed", pooler_config={"pooling_type": kind}, **options)
+    prompts = [*PROMPTS, *([start, *range(40, 60)] for start in range(3))]
     for _ in range(2):
-        for ids, output in zip(PROMPTS, llm.embed(PROMPTS, use_tqdm=False), strict=True):
+        for ids, output in zip(prompts, llm.embed(prompts, use_tqdm=False), strict=True):
             states = hidden(model, ids)
             expected = {"LAST": states[-1], "MEAN": states.mean(0), "CLS": states[0]}[kind]
             close(output.outputs.embedding, unit(expected))
     tokens = llm.encode([PROMPTS[3]], use_tqdm=False, pooling_task="token_embed")[0].outputs.data
     close(tokens, unit(hidden(model, PROMPTS[3])))
+    assert llm._engine is not None and llm._engine.scheduler.stats().num_preemptions
+    llm._engine.scheduler.check_integrity()
     llm.shutdown()
 
 
@@ -129,11 +133,12 @@ def test_bge_m3_heads(tmp_path: Path) -> None:
     llm = LLM(str(tmp_path), **OPTIONS)
     assert llm.info.tasks == ["embed", "token_embed", "token_classify"]
     params = [PoolingParams(task=task) for task in llm.info.tasks]
-    dense, multi, sparse = (output.outputs.data for output in llm.encode([PROMPTS[0]] * 3, params, use_tqdm=False))
-    states = hidden(model, PROMPTS[0])
+    ids = [1, *PROMPTS[0], 2]  # between the tokens that begin and end a text
+    dense, multi, sparse = (output.outputs.data for output in llm.encode([ids] * 3, params, use_tqdm=False))
+    states = hidden(model, ids)
     close(dense, unit(states[0]))
-    close(multi, unit(vectors(states)).detach())
-    close(sparse, weights(states).relu().detach())
+    close(multi, unit(vectors(states[1:])).detach())
+    close(sparse, weights(states[1:-1]).relu().detach())
     llm.shutdown()
 
 
@@ -162,8 +167,14 @@ def test_judging_by_the_next_token(tmp_path: Path) -> None:
         logits = model(torch.tensor([output.prompt_token_ids])).logits[0, -1]
     close(output.outputs.score, logits[[126, 127]].softmax(-1)[1])
     assert len(output.prompt_token_ids) > 40  # the judge's instructions are there
+    cut = llm.score("w5 w6", "w7 " * 200, use_tqdm=False, pooling_params=PoolingParams(truncate_prompt_tokens=90))
+    assert cut[0].prompt_token_ids[-3:] == output.prompt_token_ids[-3:] and len(cut[0].prompt_token_ids) == 90
     [filled] = llm.score("<|im_start|> w5", "w7", use_tqdm=False)
     assert len(filled.prompt_token_ids) < 10
+    llm.shutdown()
+    vllms = {"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"]}
+    llm = LLM(str(tmp_path), hf_overrides=vllms, **OPTIONS | {"skip_tokenizer_init": False})
+    assert llm.score("w5 w6", "w7", use_tqdm=False)[0].outputs.score == pytest.approx(output.outputs.score)
     llm.shutdown()
 
 

@@ -444,7 +444,7 @@ TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}]}
         ("/tokenize", TEXT | {"model": "nope"}, 404, "model"),
         ("/detokenize", {"tokens": [99_999]}, 400, "tokens"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
-        ("/invocations", {"input": "x"}, 400, None),
+        ("/invocations", {"text": "x"}, 400, None),
         ("/invocations", {"messages": 3}, 400, "messages"),
     ],
 )  # fmt: skip
