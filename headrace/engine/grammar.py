@@ -11,19 +11,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 COMPILE_THREADS = 2
 COMPILE_SECONDS = 1.0  # that one grammar may take; the limits below keep all that are known within
 CACHED = 32  # compiled grammars kept
 PATIENCE = 0.002  # seconds a plan waits for masks that are late, rather than leaving their rows out
-TOO_COMPLEX = "The grammar is too complex to go on with: {}. Simplify it."
 TOO_SLOW = f"The grammar takes more than {COMPILE_SECONDS:g} s to compile; simplify it."
 
 Mask = NDArray[np.uint32]  # [words]: bit t % 32 of word t // 32 says whether token t may come
@@ -36,6 +36,11 @@ def limits() -> LLParserLimits:
     return LLParserLimits(
         max_grammar_size=100_000, step_max_items=10_000, max_lexer_states=20_000, verbose_errors=False
     )
+
+
+def _broken(matcher: LLMatcher) -> str:
+    reason, *_ = matcher.get_error().splitlines() or ["no token fits it"]
+    return f"The output can't go on by its grammar: {reason[:300].rstrip('.')}."
 
 
 @dataclass
@@ -78,7 +83,7 @@ class Grammar:
         """Take the next token; True if no other may follow. A token that does not fit is an error."""
         assert self.matcher is not None  # it is settled
         if not self.matcher.consume_token(token_id):
-            self.error = TOO_COMPLEX.format(self.matcher.stop_reason())
+            self.error = _broken(self.matcher)
             return False
         return self.matcher.is_stopped()
 
@@ -86,7 +91,7 @@ class Grammar:
         """Have the next token's mask, which may be changed."""
         assert self.matcher is not None
         if self.matcher.is_error():
-            self.error = TOO_COMPLEX.format(self.matcher.stop_reason())
+            self.error = _broken(self.matcher)
         if self._forbidden:
             others = mask.copy()
             for token_id in self._forbidden:
@@ -116,7 +121,7 @@ class Grammars:
         self._filling: Future[None] | None = None
 
     def start(self, text: str, ignore_eos: bool) -> Grammar:
-        """A request's place at the start of a grammar, in llguidance's notation; ``settle`` tells when it is compiled."""
+        """A request's place at the start of a grammar, in llguidance's notation; ask ``settle`` for more."""
         compilation = self._cache.get(text)
         if compilation is None:
             if self._tokenizer is None:
@@ -144,6 +149,12 @@ class Grammars:
             pending.append(self._filling)
         wait(pending, timeout, "FIRST_COMPLETED")
 
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor()
+
     def _compile(self, text: str, tokenizer: Future[LLTokenizer], compilation: Compilation) -> None:
         from llguidance import LLMatcher
 
@@ -151,7 +162,7 @@ class Grammars:
             vocabulary = tokenizer.result()
             compilation.began = time.monotonic()
             matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits())
-            mask = np.frombuffer(matcher.compute_bitmask(), np.uint32)
+            mask = np.frombuffer(matcher.compute_bitmask(), np.uint32)[: self._num_words]  # it may have a bit more
             if matcher.is_error():
                 raise ValueError(f"The grammar can't be used: {matcher.get_error()}")
             compilation.result.set_result((matcher, mask))
@@ -159,10 +170,8 @@ class Grammars:
             compilation.result.set_exception(error)
 
     def _fill(self, grammars: list[Grammar]) -> None:
-        from llguidance import LLExecutor
-
         masks = np.zeros((len(grammars), self._num_words), np.uint32)
         places = [(grammar.matcher, place) for place, grammar in enumerate(grammars) if grammar.matcher is not None]
-        LLExecutor().unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(grammars))
+        self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(grammars))
         for grammar, mask in zip(grammars, masks, strict=True):
             grammar.offer(mask)

@@ -23,6 +23,7 @@ from headrace.errors import (
     ShuttingDownError,
 )
 from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.grammar import check_grammar_async
 from headrace.frontend.observer import Observer
 from headrace.frontend.pooling import PoolingTrack
 from headrace.frontend.tokenizer import Tokenizer
@@ -139,7 +140,9 @@ class AsyncLLM:
     ) -> list[int]:
         """Tokenize a prompt and make every check; nothing is queued. Raises what ``generate`` would."""
         self._check_open()
-        if isinstance(prompt, list) and params.structured_outputs is None:
+        if (grammar := self._door.grammar(params)) is not None:
+            await check_grammar_async(grammar)
+        if isinstance(prompt, list):
             token_ids = self._door.admit(prompt, params, add_special_tokens, truncate_prompt_tokens)
         else:
             loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ from headrace.config import Config
 from headrace.config.plugin import load_class
 from headrace.config.structured import structured_settings
 from headrace.errors import RequestError
-from headrace.frontend.grammar import check_grammar, grammar_of
+from headrace.frontend.grammar import grammar_of
 from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt
@@ -47,8 +47,6 @@ class Door:
         check_params(params, len(token_ids), self.config, self.info)
         if self.tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("stop and bad_words need a tokenizer, and --skip-tokenizer-init left it out.", "stop")
-        if (grammar := self.grammar(params)) is not None:
-            check_grammar(grammar)
         for validate in self._validators:
             try:
                 validate(params)

@@ -4,11 +4,13 @@ Owns the spellings (JSON schema, regex, choice, Lark or GBNF grammar, structural
 the check at the door that a grammar compiles in time. Knows no tokens: masks are the engine's (engine/grammar.py).
 """
 
+import asyncio
 import functools
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 128 * 1024  # of one grammar, so that compiling it stays quick
 CHECK_SECONDS = 0.9
 CHECK_THREADS = 2
+POLL_SECONDS = 0.002
 CACHED = 128  # verdicts kept
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # between JSON's tokens; a model that loves spaces comes to an end of them
 
@@ -40,20 +43,52 @@ def grammar_of(wanted: StructuredOutputsParams) -> str:
     return text
 
 
+@dataclass
+class Check:
+    """Whether a grammar can be used: ``fault`` is empty, or why not."""
+
+    fault: Future[str] = field(default_factory=Future)
+    began: float | None = None  # time.monotonic() seconds; None while it is queued
+
+    @property
+    def over(self) -> bool:
+        """Whether there is an answer, or it has taken too long."""
+        return self.fault.done() or (self.began is not None and time.monotonic() - self.began > CHECK_SECONDS)
+
+    def raise_fault(self) -> None:
+        """Raise ``RequestError`` if there is one; to be asked once it is over."""
+        if reason := self.fault.result() if self.fault.done() else TOO_SLOW:
+            raise RequestError(reason, "structured_outputs")
+
+    def run(self, text: str) -> None:
+        self.began = time.monotonic()
+        try:
+            self.fault.set_result(_fault(text))
+        except Exception as error:  # whatever a request brings, it is that request's error
+            self.fault.set_result(f"The grammar can't be used: {error}.")
+
+
 def check_grammar(text: str) -> None:
     """Raise ``RequestError`` unless a grammar in llguidance's notation compiles in time and allows something."""
-    verdict = _verdict(text)
-    try:
-        reason = verdict.result(CHECK_SECONDS)
-    except Late:
-        reason = TOO_SLOW
-    if reason:
-        raise RequestError(reason, "structured_outputs")
+    check = _check(text)
+    while not check.over:
+        time.sleep(POLL_SECONDS)
+    check.raise_fault()
+
+
+async def check_grammar_async(text: str) -> None:
+    """The same, without holding the event loop up."""
+    check = _check(text)
+    while not check.over:
+        await asyncio.sleep(POLL_SECONDS)
+    check.raise_fault()
 
 
 @functools.lru_cache(CACHED)
-def _verdict(text: str) -> Future[str]:
-    return _threads().submit(_fault, text)
+def _check(text: str) -> Check:
+    check = Check()
+    _threads().submit(check.run, text)
+    return check
 
 
 @functools.cache
@@ -90,7 +125,7 @@ def _notation(wanted: StructuredOutputsParams) -> str:
     if wanted.regex is not None:
         return str(LLMatcher.grammar_from_regex(wanted.regex))
     if wanted.choice is not None:
-        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, wanted.choice))))
+        return str(LLMatcher.grammar_from_lark("start: ONE\nONE: " + " | ".join(map(_literal, wanted.choice))))
     if wanted.grammar is not None:
         return str(LLMatcher.grammar_from_lark(_lark(wanted.grammar)))
     assert wanted.structural_tag is not None  # one of them is

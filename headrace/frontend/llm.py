@@ -14,6 +14,7 @@ from headrace.engine.core import Engine
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.chat import load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.grammar import check_grammar
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
 from headrace.frontend.progress import StartupProgress
 from headrace.frontend.tokenizer import Tokenizer
@@ -261,8 +262,9 @@ class LLM:
 
     def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
         token_ids = self._door.admit(prompt, params, add_special_tokens)
-        door = self._door
-        return Track(next(self._ids), door.text_of(prompt), token_ids, params, door.tokenizer, door.grammar(params))
+        if (grammar := self._door.grammar(params)) is not None:
+            check_grammar(grammar)
+        return Track(next(self._ids), self._door.text_of(prompt), token_ids, params, self._door.tokenizer, grammar)
 
     def _submit(self, track: Track, priority: int) -> None:
         self._tracker.add(track)
@@ -317,6 +319,8 @@ def _name(processor: Any) -> Any:
 
 
 def _final(track: Track) -> RequestOutput:
+    if track.error is not None:
+        raise RequestError(track.error)
     track.params = track.params.clone(output_kind=OutputKind.CUMULATIVE)
     output = track.output()
     assert output is not None  # a cumulative output always is

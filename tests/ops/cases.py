@@ -23,6 +23,7 @@ from headrace.ops.activation import FUNCTIONS, act_and_mul
 from headrace.ops.join import join
 from headrace.ops.linear import few_rows, linear
 from headrace.ops.locate import locate
+from headrace.ops.mask import mask_tokens
 from headrace.ops.norm import add_rms_norm, rms_norm
 from headrace.ops.rope import HeadNorms, rope_and_cache
 from headrace.ops.sample import sample
@@ -316,6 +317,20 @@ def check_encode(counts: list[int], heads: int, kv_heads: int, device: str, dtyp
     assert_close(actual, expected, dtype, 4)
 
 
+def check_mask(lines: int, vocab: int, chosen: list[int], device: str, dtype: torch.dtype) -> None:
+    logits, rows = randn(lines, vocab).to(dtype), torch.tensor(chosen)
+    words = torch.randint(-(2**31), 2**31, (len(chosen), -(-vocab // 32)), dtype=torch.int32)
+    expected = logits.clone()
+    for row, line in zip(chosen, words.tolist(), strict=True):
+        for token in range(vocab):
+            if not line[token // 32] >> token % 32 & 1:
+                expected[row, token] = -torch.inf
+    for run, where in ((mask_tokens.reference, CPU), (mask_tokens.triton, device)):
+        actual = logits.to(where, copy=True)
+        run(actual, rows.to(where), words.to(where))
+        assert torch.equal(actual.cpu(), expected)
+
+
 # -- the table ------------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Check] = {
@@ -389,6 +404,10 @@ CHECKS: dict[str, Check] = {
         )
     },
     "sample of broken logits": check_sample_of_broken_logits,
+    **{
+        f"mask rows {chosen} of {vocab}": partial(check_mask, 5, vocab, chosen)
+        for vocab, chosen in ((1, [0]), (31, [4, 0]), (64, [1, 3, 2]), (2051, [3]))
+    },
     **{
         f"attention in both directions {counts}": partial(check_encode, counts, *heads)
         for counts, heads in (([1, 1, 5, 300], (4, 2)), ([70, 3], (3, 3)))

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import pytest
 
 from headrace.engine.core import Engine
+from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import blocks_for
 from headrace.engine.scheduler import Limits, Scheduler
 from headrace.types import (
@@ -81,7 +83,10 @@ class FakeRunner:
         }
         reached = [i for i, row in enumerate(plan.rows) if self.computed[row] == len(self.tokens[row])]
         assert sorted(plan.sampled) == reached
-        sampled = Sampled([self._sample(plan.rows[i]) for i in plan.sampled], None, prompts)
+        masks = np.frombuffer(plan.masks, np.uint32).tolist()  # this vocabulary fits into one word
+        allowed = dict(zip(plan.masked, masks, strict=True))
+        tokens = [self._sample(plan.rows[i], allowed.get(place, -1)) for place, i in enumerate(plan.sampled)]
+        sampled = Sampled(tokens, None, prompts)
 
         def wait() -> Sampled:
             self.num_waiting -= 1
@@ -124,9 +129,11 @@ class FakeRunner:
                 block = table[position // self.layout.block_size]
                 assert self.cache[block][position % self.layout.block_size] == (group, values[position])
 
-    def _sample(self, row: int) -> int:
+    def _sample(self, row: int, allowed: int) -> int:
         fact = self.facts[row]
         token_id = following(self.tokens[row], fact.num_prompt_tokens, fact.stop_token_ids, fact.params.min_tokens)
+        while not allowed >> token_id & 1:
+            token_id = (token_id + 1) % VOCABULARY
         self.tokens[row].append(token_id)
         return token_id
 
@@ -264,6 +271,57 @@ def test_storm(case: Case, seed: int) -> None:
             prompt = submit.prompt_token_ids
             found = firsts[request_id].prompt_logprobs
             assert found == [None, *({prompt[p]: Logprob(-float(p))} for p in range(1, len(prompt)))]
+
+
+class Letters:
+    """A vocabulary for llguidance: token 0 ends the output, the others are letters."""
+
+    eos_token_id, bos_token_id, special_token_ids = EOS, None, [EOS]
+    tokens = [b"<end>", *(bytes([97 + i]) for i in range(VOCABULARY - 1))]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return [byte - 96 for byte in (text.encode() if isinstance(text, str) else text)]
+
+
+GRAMMARS = ["(ab){2,5}", "[a-d]{7}", "(a|bc)*d", "c"]
+
+
+@pytest.mark.parametrize("case", STORMS, ids=range(len(STORMS)))
+def test_storm_with_grammars(case: Case) -> None:
+    """Half of the requests are constrained: each keeps to its grammar up to its end, and the others don't notice."""
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+    engine, runner = build(case)
+    scheduler, rng = engine.scheduler, random.Random(1)
+    vocabulary = LLTokenizer(TokenizerWrapper(Letters()), n_vocab=VOCABULARY)
+    scheduler.grammars = Grammars(lambda: vocabulary, VOCABULARY, [EOS])
+    coming = [random_submit(rng, number, case.max_model_len - 20) for number in range(40)]
+    submits = {submit.request_id: submit for submit in coming}
+    for number, one in enumerate(coming):
+        one.params = one.params.clone(min_tokens=0, max_tokens=rng.choice([3, 12]), stop_token_ids=[])
+        if number % 2:
+            one.grammar = LLMatcher.grammar_from_regex(rng.choice(GRAMMARS))
+    coming.append(Submit("bad", [1], SamplingParams(), grammar="{"))
+    outputs: dict[str, list[int]] = {one.request_id: [] for one in coming}
+    ends: dict[str, TokenDelta] = {}
+    while coming or engine.has_work:
+        for _ in range(min(len(coming), rng.randrange(4))):
+            engine.submit(coming.pop())
+        for delta in engine.step():
+            outputs[delta.request_id].extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                ends[delta.request_id] = delta
+        scheduler.check_integrity()
+    assert ends["bad"].finish_reason is FinishReason.ERROR and ends["bad"].error
+    assert any(plan.masked for plan in runner.plans) and scheduler.kv.pool.num_free == scheduler.kv.pool.num_blocks - 1
+    for request_id, one in submits.items():
+        reason = ends[request_id].finish_reason
+        if one.grammar is None:
+            assert (outputs[request_id], reason) == expected(one, case.max_model_len)[:2]
+            continue
+        matcher = LLMatcher(vocabulary, one.grammar)
+        assert matcher.consume_tokens(outputs[request_id]), matcher.get_error()
+        assert reason is (FinishReason.STOP if matcher.is_stopped() else FinishReason.LENGTH)
 
 
 def submit(request_id: str, prompt: list[int], max_tokens: int = 4, priority: int = 0) -> Submit:
