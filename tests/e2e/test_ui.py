@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_api.sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=path)
+            browser = playwright.chromium.launch(executable_path=path, args=["--disable-gpu"])
         except sync_api.Error as error:
             pytest.skip(f"there is no Chromium here: {str(error).splitlines()[0]}")
         yield browser
@@ -159,9 +159,10 @@ def test_what_a_model_writes_is_shown_and_does_no_harm(server: Server, browser: 
         visit.fake(delta(reasoning="First, think."), delta(content=HARM[:40]), delta(content=HARM[40:]))
         visit.ask("Hi")
         visit.answer()
-        assert page.locator("summary").is_visible()
+        summary = page.locator(".assistant summary")
+        assert summary.is_visible()
         assert not page.get_by_text("First, think.").is_visible()
-        page.locator("summary").click()
+        summary.click()
         assert page.get_by_text("First, think.").is_visible()
         page.get_by_role("button", name="Copy").filter(has_text="Copy").click()
         page.get_by_text("Copied").wait_for()

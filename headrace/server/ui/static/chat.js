@@ -8,6 +8,7 @@ import * as settings from "./settings.js";
 import * as store from "./store.js";
 
 const IDEAS = ["Explain how a water turbine works.", "Write a haiku about rivers.", "Show a Python function that reverses a list."];
+const DRAW_EVERY = 100; // ms: pieces may come faster than anybody reads, and the processor may be the model's, too
 
 let facts = null; // what the server told about itself
 let conversations = store.load();
@@ -18,6 +19,7 @@ let following = true; // whether the page scrolls along with what is written
 
 const actions = { edit, regenerate };
 const model = () => $("model").value;
+const touch = () => matchMedia("(pointer: coarse)").matches;
 
 // -- the list of conversations ---------------------------------------------------------------------------------------
 
@@ -42,7 +44,7 @@ function show(conversation) {
   showState();
   closeSidebar();
   follow(true);
-  $("draft").focus();
+  if (!touch()) $("draft").focus(); // there it would bring up the keyboard
 }
 
 function remove(conversation) {
@@ -137,7 +139,7 @@ async function answer() {
   };
   draw();
   await generate(model(), asked, message, abort.signal, () => {
-    if (drawn) requestAnimationFrame(draw); // many pieces may come between two pictures
+    if (drawn) setTimeout(draw, DRAW_EVERY);
     drawn = false;
   });
   running = null;
@@ -222,8 +224,7 @@ function listen() {
   };
   $("draft").oninput = fitDraft;
   $("draft").onkeydown = (event) => {
-    const touch = matchMedia("(pointer: coarse)").matches; // there the return key makes a new line
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch) return;
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch()) return; // a finger taps the arrow
     event.preventDefault();
     $("composer").requestSubmit();
   };

@@ -10,7 +10,7 @@ const FIELDS = [
   { name: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, neutral: 0, hint: "No token below this part of the likeliest one." },
   { name: "max_tokens", label: "Max tokens", min: 1, step: 1, neutral: "what fits", hint: "The answer's length at most." },
   { name: "seed", label: "Seed", step: 1, neutral: "random", hint: "The same seed gives the same answer." },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 0.01, step: 0.05, neutral: 1 },
+  { name: "repetition_penalty", label: "Repetition penalty", min: 0.05, step: 0.05, neutral: 1 },
   { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, neutral: 0 },
   { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, neutral: 0 },
   { name: "stop", label: "Stop strings", kind: "text", rows: 2, hint: "One a line, four at most." },
@@ -27,8 +27,10 @@ export function build(changed) {
         : h("input", { ...common, type: "number", inputMode: "decimal", min: field.min, max: field.max, step: field.step });
     if (hint) input.setAttribute("aria-describedby", hint.id);
     input.oninput = () => {
-      if (input.validity.valid) changed(field.name, input.value);
-      input.setAttribute("aria-invalid", String(!input.validity.valid));
+      const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = input.validity;
+      const wrong = badInput || rangeUnderflow || rangeOverflow || (stepMismatch && field.step === 1);
+      input.setAttribute("aria-invalid", String(wrong));
+      if (!wrong) changed(field.name, input.value);
     };
     $("fields").append(h("div", { className: field.kind ?? "number" }, h("label", { htmlFor: input.id }, field.label), input, hint));
   }
