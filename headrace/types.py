@@ -83,8 +83,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     output_kind: OutputKind = OutputKind.CUMULATIVE
     extra_args: dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: StructuredOutputsParams | None = None  # the older name
 
     def __post_init__(self) -> None:
+        self.structured_outputs, self.guided_decoding = self.structured_outputs or self.guided_decoding, None
         if isinstance(self.structured_outputs, dict):
             self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
         self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])

@@ -1,0 +1,90 @@
+"""What users ask of an output's form, and the grammar it becomes: checked on bytes, without a model."""
+
+from typing import Any
+
+import pytest
+
+from headrace.config import Config
+from headrace.engine.grammar import limits
+from headrace.errors import ConfigError, RequestError
+from headrace.frontend.grammar import check_grammar, grammar_of
+from headrace.types import SamplingParams, StructuredOutputsParams
+
+
+def accepts(form: StructuredOutputsParams, text: str) -> bool:
+    from llguidance import LLMatcher, LLTokenizer
+
+    grammar = grammar_of(form)
+    check_grammar(grammar)
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=limits())
+    known = text.encode()
+    return matcher.try_consume_tokens(list(known)) == len(known) and matcher.is_accepting()
+
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ({"json": OBJECT}, '{"a": 1, "b": 2}', '{"a": "1"}'),
+        ({"json": '{"const": "é\\n"}'}, '"é\\n"', '"é"'),
+        ({"json": True}, "[null]", "nul"),
+        ({"json": OBJECT, "disable_additional_properties": True}, '{"a":1}', '{"b":1}'),
+        ({"json": OBJECT, "disable_any_whitespace": True}, '{"a":1}', '{"a": 1}'),
+        ({"json": OBJECT, "whitespace_pattern": "[\n]"}, '{\n"a":1}', '{ "a":1}'),
+        ({"json": OBJECT}, "{" + " " * 64 + '"a":1}', "{" + " " * 65 + '"a":1}'),
+        ({"json_object": True}, '{"x": [1, {"y": null}]}', "[]"),
+        ({"choice": ['say "hi"\n', "été/"]}, "été/", "say"),
+        ({"regex": r"\d{2}/[a-z]+"}, "12/ab", "123/ab"),
+        ({"grammar": 'start: A "!"\nA: /[ab]+/'}, "abba!", "abba"),
+        ({"grammar": 'root ::= "a" b*\nb ::= [0-9]'}, "a12", "b"),
+        (
+            {"structural_tag": {"structures": [{"begin": "<f>", "schema": OBJECT, "end": "</f>"}], "triggers": ["<f"]}},
+            'text <f>{"a": 3}</f> and < more',
+            'text <f>{"a": 3.5}</f>',
+        ),
+    ],
+)
+def test_forms(form: dict[str, Any], good: str, bad: str) -> None:
+    wanted = StructuredOutputsParams(**form)
+    assert accepts(wanted, good) and not accepts(wanted, bad)
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"regex": "a", "choice": ["b"]}, "exactly one"),
+        ({}, "exactly one"),
+        ({"choice": []}, "not empty"),
+        ({"json": "[1"}, "no JSON"),
+        ({"json": "[1]"}, "is an object"),
+        ({"json": {"type": "string", "minLength": 3, "maxLength": 2}}, "can't be used"),
+        ({"json": {"$ref": "#"}}, "nothing satisfies it"),
+        ({"json": {"not": {}}}, "Unimplemented keys"),
+        ({"regex": "(a"}, "unclosed group"),
+        ({"regex": "a" * 200_000}, "at most 131072"),
+        ({"grammar": "start: nobody"}, "unknown name"),
+        ({"grammar": "root ::= " + "(" * 50_000}, "nested too deeply"),
+        ({"grammar": 'root ::= "a'}, "can't be read"),
+        ({"structural_tag": {"structures": [], "triggers": []}}, "at least one structure"),
+        ({"structural_tag": {"structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["b"]}}, "No trigger"),
+        ({"structural_tag": "{}"}, "structural tag is invalid"),
+    ],
+)
+def test_what_is_no_form_is_refused_with_a_sentence(form: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence) as caught:
+        check_grammar(grammar_of(StructuredOutputsParams(**form)))
+    assert caught.value.param == "structured_outputs" and len(str(caught.value)) < 400
+
+
+def test_older_names_and_dictionaries() -> None:
+    form = StructuredOutputsParams(regex="a")
+    assert SamplingParams(guided_decoding=form).structured_outputs == form
+    assert SamplingParams(structured_outputs={"regex": "a"}).structured_outputs == form  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [{"backend": "mine"}, {"colour": 1}, {"disable_any_whitespace": "maybe"}])
+def test_settings_that_mean_nothing_are_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--structured-outputs-config"):
+        Config.from_kwargs(structured_outputs_config=value)
