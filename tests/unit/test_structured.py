@@ -68,7 +68,10 @@ def test_forms(form: dict[str, Any], good: str, bad: str) -> None:
         ({"grammar": "root ::= " + "(" * 50_000}, "nested too deeply"),
         ({"grammar": 'root ::= "a'}, "can't be read"),
         ({"structural_tag": {"structures": [], "triggers": []}}, "at least one structure"),
-        ({"structural_tag": {"structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["b"]}}, "No trigger"),
+        (
+            {"structural_tag": {"structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["b"]}},
+            "No trigger",
+        ),
         ({"structural_tag": "{}"}, "structural tag is invalid"),
     ],
 )
