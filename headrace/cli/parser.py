@@ -21,6 +21,7 @@ TITLES = {
     "cache": "KV cache",
     "scheduler": "scheduling",
     "frontend": "text",
+    "parsers": "tool calls and reasoning",
     "server": "server",
     "profiling": "profiling",
     "parallel": "several devices and hosts",

@@ -23,6 +23,7 @@ from headrace.config.options import (
     SchedulerOptions,
     ServerOptions,
 )
+from headrace.config.parsers import ParserOptions
 from headrace.config.profiler import ProfilerSettings, ProfilingOptions, profiler_settings
 from headrace.config.structured import structured_settings
 from headrace.config.unsupported import FeatureOptions, LegacyOptions, ParallelOptions
@@ -43,6 +44,7 @@ __all__ = [
     "ModelOptions",
     "Option",
     "ParallelOptions",
+    "ParserOptions",
     "ProfilerSettings",
     "ProfilingOptions",
     "SchedulerOptions",
@@ -59,6 +61,7 @@ GROUPS: dict[str, type] = {
     "cache": CacheOptions,
     "scheduler": SchedulerOptions,
     "frontend": FrontendOptions,
+    "parsers": ParserOptions,
     "server": ServerOptions,
     "profiling": ProfilingOptions,
     "parallel": ParallelOptions,
@@ -82,6 +85,7 @@ class Config:
     cache: CacheOptions = field(default_factory=CacheOptions)
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     frontend: FrontendOptions = field(default_factory=FrontendOptions)
+    parsers: ParserOptions = field(default_factory=ParserOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     profiling: ProfilingOptions = field(default_factory=ProfilingOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)

@@ -101,7 +101,7 @@ class Option:
         """What a value must be, in words."""
         facts = self.facts
         if facts.choices:
-            return "one of " + ", ".join(facts.choices)
+            return "one of " + ", ".join(filter(None, facts.choices))
         words = {
             bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a JSON object",
             list: "a list",

@@ -97,10 +97,9 @@ class FeatureOptions:
     spec_method: str | None = option(None, "How to draft.", later="speculative decoding")
     spec_model: str | None = option(None, "What drafts.", later="speculative decoding")
     spec_tokens: int | None = option(None, "Tokens to draft.", minimum=0, later="speculative decoding", neutral=(0,))
-    enable_auto_tool_choice: bool = option(False, "Let the model call tools.", later="tool calls")
-    tool_call_parser: str | None = option(None, "The model's tool call format.", later="tool calls")
-    tool_parser_plugin: str | None = option(None, "Your own tool call format.", later="tool calls", neutral=("",))
-    reasoning_parser: str | None = option(None, "The model's reasoning format.", later="reasoning", neutral=("",))
+    tool_parser_plugin: str | None = option(
+        None, "Your own tool call format.", later="tool parsers of your own", neutral=("",)
+    )
     allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
     allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")
     limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="media in prompts")

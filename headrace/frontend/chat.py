@@ -89,6 +89,9 @@ def parse_message(message: Mapping[str, Any], content_format: str) -> Message:
         parsed["content"] = [{"type": "text", "text": text} for text in texts]
     else:
         parsed["content"] = "\n".join(texts)
+    reasoning = parsed.get("reasoning_content", parsed.get("reasoning"))
+    if reasoning is not None:
+        parsed |= {"reasoning_content": reasoning, "reasoning": reasoning}
     if "tool_calls" in parsed:
         parsed["tool_calls"] = parse_tool_calls(parsed["tool_calls"])
     return parsed

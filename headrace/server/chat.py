@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from headrace.errors import RequestError
 from headrace.frontend.chat import content_texts, render_chat
+from headrace.frontend.parsers.choose import starts_inside
+from headrace.server.answers import Answers, Reading, says_something
 from headrace.server.context import Context, context_of
 from headrace.server.generate import as_generate_request
 from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
@@ -21,7 +23,6 @@ from headrace.server.responses import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
-    ChatMessage,
     Usage,
     json_response,
     prompt_logprobs_of,
@@ -29,7 +30,8 @@ from headrace.server.responses import (
 from headrace.server.routing import new_router
 from headrace.server.sampling import chat_params
 from headrace.server.sse import EventStream, event
-from headrace.types import CompletionOutput, RequestOutput
+from headrace.server.tools import ToolUse, tool_use, warn_unreadable
+from headrace.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
 
 router = new_router()
 
@@ -42,30 +44,27 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 @router.post("/v1/chat/completions/render", tags=["tokens"])
 async def render_chat_completion(body: ChatRequest, request: Request) -> Response:
     context = context_of(request)
-    job, _ = await admit_chat(context, request, body)
+    job, _, _ = await admit_chat(context, request, body)
     return json_response(as_generate_request(context, body, job, job.prompts[0]))
 
 
 async def chat(body: ChatRequest, request: Request) -> Response:
     context = context_of(request)
-    job, prompt_text = await admit_chat(context, request, body)
-    writer = ChatWriter(context, body, job, prompt_text)
+    job, prompt_text, reading = await admit_chat(context, request, body)
+    writer = ChatWriter(context, body, job, prompt_text, reading)
     if body.stream:
         return EventStream(writer.stream(context), context.config.server.sse_keep_alive_interval)
     (output,) = await final_outputs(context, request, job)
     return json_response(writer.completion(output, context.system_fingerprint))
 
 
-async def admit_chat(context: Context, request: Request, body: ChatRequest) -> tuple[Job, str]:
-    """The job and the prompt's text."""
+async def admit_chat(context: Context, request: Request, body: ChatRequest) -> tuple[Job, str, Reading]:
+    """The job, the prompt's text, and how the answers to it are read."""
     check_body(context, body)
-    if body.tools and body.tool_choice != "none":
-        message = 'Tool calls are not supported by this server yet; leave `tools` out or set tool_choice to "none".'
-        raise RequestError(message, "tools")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise RequestError("tool_choice asks for a tool call, but tool calls are not supported yet.", "tool_choice")
+    use = tool_use(body)
     params = chat_params(body, context.config, context.engine.info.default_sampling)
     prompt_text = await rendered(context, body)
+    reading, params = reading_of(context, body, use, params, prompt_text)
     job = await admit(
         context,
         request,
@@ -76,7 +75,38 @@ async def admit_chat(context: Context, request: Request, body: ChatRequest) -> t
         add_special_tokens=body.add_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
-    return job, prompt_text
+    return job, prompt_text, reading
+
+
+def reading_of(
+    context: Context, body: ChatRequest, use: ToolUse, params: SamplingParams, prompt: str
+) -> tuple[Reading, SamplingParams]:
+    """How the answers to ``prompt`` are read, and ``params`` that make them readable so."""
+    most_calls = 1 if body.parallel_tool_calls is False else None
+    reasoning, tools = context.formats.reasoning, context.formats.tools
+    short_ids = tools is not None and tools.short_ids
+    if use.forced:
+        structure = StructuredOutputsParams(json=use.answer_schema(most_calls))
+        reading = Reading(sections=use.sections, tools=use.schemas, most_calls=most_calls, short_ids=short_ids)
+        return reading, params.clone(structured_outputs=structure)
+    if params.structured_outputs is not None:
+        return Reading(), params  # the grammar holds from the first token on
+    if use.schemas and tools is None:
+        warn_unreadable()
+    tools = tools if use.schemas else None
+    continued = "\n".join(content_texts(body.messages[-1].get("content"))) if body.continue_final_message else None
+    reading = Reading(
+        sections=tools.sections if tools else (),
+        reasoning=reasoning,
+        tools=use.schemas,
+        inside=reasoning is not None and starts_inside(reasoning, prompt, continued),
+        most_calls=most_calls,
+        short_ids=short_ids,
+        show_reasoning=body.include_reasoning is not False,
+    )
+    if any(format is not None and format.special for format in (tools, reasoning)):
+        params = params.clone(skip_special_tokens=False)
+    return reading, params
 
 
 async def rendered(context: Context, body: ChatFields) -> str:
@@ -89,6 +119,8 @@ async def rendered(context: Context, body: ChatFields) -> str:
     if body.reasoning_effort is not None:
         kwargs["reasoning_effort"] = body.reasoning_effort
 
+    hidden = body.tool_choice == "none" and context.config.parsers.exclude_tools_when_tool_choice_none
+
     def render() -> str:
         return render_chat(
             context.engine.tokenizer,
@@ -98,7 +130,7 @@ async def rendered(context: Context, body: ChatFields) -> str:
             continue_final_message=body.continue_final_message,
             content_format=options.chat_template_content_format,
             template_kwargs=kwargs,
-            tools=body.tools,
+            tools=None if hidden else body.tools,
             documents=body.documents,
         )
 
@@ -108,16 +140,18 @@ async def rendered(context: Context, body: ChatFields) -> str:
 class ChatWriter:
     """Turns a chat's outputs into its answer: one body, or the chunks of a stream."""
 
-    def __init__(self, context: Context, body: ChatRequest, job: Job, prompt_text: str):
+    def __init__(self, context: Context, body: ChatRequest, job: Job, prompt_text: str, reading: Reading):
         self.counter = TokenCounter(context, body)
         self._body = body
         self._job = job
         self._name = token_namer(context, body)
+        self._answers = Answers(reading)
         self._prompt_text: str | UnsetType = prompt_text if body.return_prompt_text else UNSET
         last = body.messages[-1]
         self._role = "assistant" if body.add_generation_prompt else str(last["role"])
         echoed = body.echo and last["role"] == self._role
         self._echo = "\n".join(content_texts(last.get("content"))) if echoed else ""
+        self._all_chunks = bool(body.return_token_ids or body.logprobs)  # those without text have news too
 
     def completion(self, output: RequestOutput, system_fingerprint: str) -> ChatCompletion:
         self.counter.add(0, output)
@@ -125,9 +159,9 @@ class ChatWriter:
         choices = [
             ChatChoice(
                 index=sequence.index,
-                message=ChatMessage(role=self._role, content=self._echo + sequence.text),
+                message=self._answers.message(self._role, self._echo, sequence),
                 logprobs=self._logprobs(sequence),
-                finish_reason=sequence.finish_reason,
+                finish_reason=self._answers.finish_reason(sequence),
                 stop_reason=sequence.stop_reason,
                 token_ids=list(sequence.token_ids) if ids_wanted else None,
             )
@@ -156,8 +190,9 @@ class ChatWriter:
                 data = b"" if begun else b"".join(map(event, self._opening(usage)))
                 begun = True
                 for sequence in output.outputs:
-                    if sequence.text or sequence.finish_reason or self._body.return_token_ids or self._body.logprobs:
-                        data += event(self._chunk(self._choice(sequence), usage))
+                    delta = self._answers.delta(sequence)
+                    if says_something(delta) or sequence.finish_reason or self._all_chunks:
+                        data += event(self._chunk(self._choice(sequence, delta), usage))
                 if data:
                     yield data
         if counter.at_end:
@@ -177,12 +212,12 @@ class ChatWriter:
             chunks += [self._chunk(ChatChunkChoice(index=i, delta=delta), usage) for i in range(self._job.params.n)]
         return chunks
 
-    def _choice(self, sequence: CompletionOutput) -> ChatChunkChoice:
+    def _choice(self, sequence: CompletionOutput, delta: ChatDelta) -> ChatChunkChoice:
         return ChatChunkChoice(
             index=sequence.index,
-            delta=ChatDelta(content=sequence.text),
+            delta=delta,
             logprobs=self._logprobs(sequence),
-            finish_reason=sequence.finish_reason,
+            finish_reason=self._answers.finish_reason(sequence),
             stop_reason=sequence.stop_reason if sequence.finish_reason else UNSET,
             token_ids=list(sequence.token_ids) if self._body.return_token_ids else UNSET,
         )

@@ -14,6 +14,7 @@ import headrace
 from headrace.config import Config
 from headrace.errors import ModelNotFoundError, RequestError
 from headrace.frontend.chat import load_chat_template
+from headrace.frontend.parsers.choose import choose_formats
 
 if TYPE_CHECKING:
     from headrace.frontend.async_llm import AsyncLLM
@@ -33,6 +34,7 @@ class Context:
         self.draining = False
         self.started = int(time.time())
         self.chat_template = load_chat_template(config.frontend.chat_template)
+        self.formats = choose_formats(config, self.chat_template or own_template(config, engine))
         self.system_fingerprint = fingerprint(engine)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, "text")
 
@@ -58,6 +60,12 @@ class Context:
 def context_of(connection: HTTPConnection) -> Context:
     context: Context = connection.app.state.context
     return context
+
+
+def own_template(config: Config, engine: "AsyncLLM") -> str:
+    """The text of the model's own chat templates; "" if it has none."""
+    template = None if config.model.skip_tokenizer_init else engine.tokenizer.hf.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
 
 
 def fingerprint(engine: "AsyncLLM") -> str:

@@ -125,6 +125,7 @@ class ChatFields(ModelField):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
 
@@ -134,7 +135,8 @@ class ChatRequest(ChatFields, SamplingFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     return_prompt_text: bool | None = None
 
 

@@ -21,7 +21,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "best_of": (1, "`best_of` was removed from the API; ask for `n` sequences and choose among them."),
     "use_beam_search": (False, "Beam search is not supported; sample `n` sequences instead of `use_beam_search`."),
     "length_penalty": (1.0, "`length_penalty` belongs to beam search, which is not supported."),
-    "functions": (None, "`functions` was replaced by `tools` in the API, and tool calls are not supported yet."),
+    "functions": (None, "`functions` was replaced by `tools` in the API."),
     "function_call": ("none", "`function_call` was replaced by `tool_choice`, and tool calls are not supported yet."),
     "modalities": (["text"], TEXT_ONLY),
     "audio": (None, TEXT_ONLY),

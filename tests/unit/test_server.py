@@ -373,7 +373,6 @@ async def test_ids_are_ours_and_labels_the_callers() -> None:
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}
-TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 
 
 @pytest.mark.parametrize(
@@ -422,8 +421,6 @@ TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}]}
         (CHATS, {"messages": ["Hi"]}, 400, "messages"),
         (CHATS, {"messages": [{"content": "Hi"}]}, 400, "messages"),
         (CHATS, IMAGE, 400, "messages"),
-        (CHATS, CHAT | TOOLS, 400, "tools"),
-        (CHATS, CHAT | {"tool_choice": "required"}, 400, "tool_choice"),
         (CHATS, CHAT | {"response_format": {"type": "xml"}}, 400, "response_format"),
         (CHATS, CHAT | {"structured_outputs": {"choice": []}}, 400, "structured_outputs"),
         (CHATS, CHAT | {"top_logprobs": 2}, 400, "top_logprobs"),

@@ -1,0 +1,192 @@
+"""The formats of the families, by the names of vLLM's --tool-call-parser and --reasoning-parser.
+
+They are those of the families' own chat templates and, for gpt-oss, of OpenAI's harmony specification. The more
+telling signs come first, as the first format whose sign is in a chat template is taken for it.
+"""
+
+from headrace.frontend.parsers.formats import Calls, Pairs, ReasoningFormat, Span, ToolFormat
+
+NAME = r"(?P<name>[\w.:-]{1,256})"
+COMMA = r"\s*,\s*(?=\{)"
+
+# -- tool calls -----------------------------------------------------------------------------------------------------
+
+
+def harmony_calls(marker: str, begin: str) -> Calls:
+    """A message to a function; its recipient stands before or after the channel."""
+    function = r"to=functions\.(?P<name>[\w.-]{1,256})"
+    channel = r"<\|channel\|>\w{1,64}"
+    head = rf"\s*(?:{channel}\s*{function}|{function}\s*{channel})\s*(?:<\|constrain\|>)?\w{{0,64}}\s*<\|message\|>\s*"
+    return Calls(marker=marker, style="json", begin=begin, head=head + r"(?=\{)", end=r"\s*<\|call\|>")
+
+
+def deepseek_calls(head: str, end: str) -> Calls:
+    return Calls(
+        marker="<｜tool▁calls▁begin｜>",
+        style="json",
+        begin="<｜tool▁calls▁begin｜>",
+        head=r"\s*<｜tool▁call▁begin｜>" + head + r"\s*(?=\{)",
+        end=end + r"\s*<｜tool▁call▁end｜>",
+        again=r"\s*(?=<｜tool▁call▁begin｜>)",
+        close=r"\s*<｜tool▁calls▁end｜>",
+    )
+
+
+def listed_calls(marker: str, begin: str) -> Calls:
+    """A JSON list of calls."""
+    return Calls(marker=marker, begin=begin + r"\s*\[\s*(?=\{)", again=COMMA, close=r"\s*\]")
+
+
+def llama_calls(marker: str, begin: str) -> Calls:
+    return Calls(marker=marker, begin=begin + r"\s*(?=\{)", again=r"\s*;\s*(?:<\|python_tag\|>\s*)?(?=\{)")
+
+
+def python_calls(marker: str, begin: str, close: str) -> Calls:
+    return Calls(
+        marker=marker,
+        style="python",
+        begin=begin + r"\s*\[\s*(?=[A-Za-z_])",
+        head=r"(?P<name>[A-Za-z_][\w.]{0,255})(?=\()",
+        again=r"\s*,\s*(?=[A-Za-z_])",
+        close=r"\s*\]" + close,
+    )
+
+
+def qwen_calls(marker: str, begin: str, end: str) -> Calls:
+    pairs = Pairs(
+        key=r"\s*<parameter=(?P<key>[^<>\n]{1,256})>(?:\n|(?=[^\n]))",
+        ends=("\n</parameter>", "</parameter>"),
+        close=r"\n?</parameter>",
+    )
+    head = r"\s*<function=(?P<name>[^<>\n]{1,256})>"
+    return Calls(marker=marker, style="pairs", begin=begin, head=head, pairs=pairs, end=r"\s*</function>" + end)
+
+
+GLM_PAIRS = Pairs(
+    key=r"\s*<arg_key>(?P<key>[^<>\n]{1,256})</arg_key>\s*<arg_value>", ends=("</arg_value>",), close="</arg_value>"
+)
+GLM_HEAD = rf"\s*{NAME}\s*(?=<arg_key>|</tool_call>)"
+MISTRAL_HEAD = rf"\s*{NAME}(?:\[CALL_ID\]\w{{1,64}})?(?:\[ARGS\])?\s*(?=\{{)"
+
+
+def forced_call(name: str) -> Calls:
+    """An answer that a grammar makes the arguments of ``name``."""
+    return Calls(style="json", begin=r"\s*(?=\{)", name=name)
+
+
+FORCED_CALLS = listed_calls("", "")  # an answer that a grammar makes a list of calls
+
+TOOL_FORMATS = {
+    "openai": ToolFormat(
+        sections=(
+            harmony_calls("<|channel|>", r"(?=<)"),
+            harmony_calls("<|start|>", r"<\|start\|>assistant"),
+            harmony_calls("", r"(?=\s*to=)"),
+        ),
+        signs=("<|channel|>",),
+        special=True,
+    ),
+    "qwen3_coder": ToolFormat(
+        sections=(
+            qwen_calls("<tool_call>", "<tool_call>", r"\s*</tool_call>"),
+            qwen_calls("<function=", r"(?=<)", ""),
+        ),
+        signs=("<function=",),
+    ),
+    "glm45": ToolFormat(
+        sections=(
+            Calls(
+                marker="<tool_call>",
+                style="pairs",
+                begin="<tool_call>",
+                head=GLM_HEAD,
+                pairs=GLM_PAIRS,
+                end=r"\s*</tool_call>",
+            ),
+        ),
+        signs=("<arg_key>",),
+    ),
+    "deepseek_v3": ToolFormat(
+        sections=(
+            deepseek_calls(r"function<｜tool▁sep｜>(?P<name>[^<\n]{1,256})\n```json", r"\s*```"),
+            deepseek_calls(r"(?P<name>[^<\n]{1,256})<｜tool▁sep｜>", ""),
+        ),
+        signs=("<｜tool▁calls▁begin｜>",),
+        special=True,
+    ),
+    "mistral": ToolFormat(
+        sections=(
+            listed_calls("[TOOL_CALLS]", r"\[TOOL_CALLS\]"),
+            Calls(marker="[TOOL_CALLS]", style="json", begin=r"\[TOOL_CALLS\]", head=MISTRAL_HEAD),
+        ),
+        signs=("[TOOL_CALLS]",),
+        special=True,
+        short_ids=True,
+    ),
+    "granite": ToolFormat(
+        sections=(
+            listed_calls("<|tool_call|>", r"<\|tool_call\|>"),
+            listed_calls("<tool_call>", "<tool_call>"),
+            listed_calls("", ""),
+        ),
+        signs=("<|tool_call|>",),
+        special=True,
+    ),
+    "pythonic": ToolFormat(
+        sections=(
+            python_calls("<|python_start|>", r"<\|python_start\|>", r"\s*<\|python_end\|>"),
+            python_calls("", "", ""),
+        ),
+        signs=("<|python_start|>",),
+        special=True,
+    ),
+    "llama3_json": ToolFormat(
+        sections=(llama_calls("<|python_tag|>", r"<\|python_tag\|>"), llama_calls("", "")),
+        signs=("<|python_tag|>", "dictionary of argument name and its value"),
+        special=True,
+    ),
+    "hermes": ToolFormat(
+        sections=(Calls(marker="<tool_call>", begin=r"<tool_call>\s*(?=\{)", end=r"\s*</tool_call>"),),
+        signs=("<tool_call>",),
+    ),
+}
+TOOL_ALIASES = {
+    "qwen3_xml": "qwen3_coder",
+    "glm47": "glm45",
+    "deepseek_v31": "deepseek_v3",
+    "llama3_pythonic": "pythonic",
+    "llama4_pythonic": "pythonic",
+    "llama4_json": "llama3_json",
+    "granite4": "hermes",
+}
+
+# -- reasoning ------------------------------------------------------------------------------------------------------
+
+
+def harmony_span(opening: str, channel: str, kind: str) -> Span:
+    pattern = {"<|start|>": r"<\|start\|>assistant\s*", "<|channel|>": ""}[opening]
+    return Span(
+        marker=opening,
+        begin=rf"{pattern}<\|channel\|>{channel}\s*(?:<\|constrain\|>)?\w{{0,64}}\s*<\|message\|>",
+        ends=("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>"),
+        kind="reasoning" if kind == "reasoning" else "content",
+    )
+
+
+HARMONY = tuple(
+    harmony_span(opening, channel, kind)
+    for opening in ("<|start|>", "<|channel|>")
+    for channel, kind in (("analysis", "reasoning"), ("(?:commentary|final)", "content"))
+)
+REASONING_FORMATS = {
+    "openai_gptoss": ReasoningFormat(spans=HARMONY, signs=("<|channel|>",), special=True),
+    "mistral": ReasoningFormat(starts=("[THINK]",), ends=("[/THINK]",), signs=("[THINK]",), special=True),
+    "granite": ReasoningFormat(
+        starts=("Here is my thought process:", "Here's my thought process:"),
+        ends=("Here is my response:", "Here's my response:"),
+        signs=("Here is my thought process:",),
+    ),
+    "qwen3": ReasoningFormat(starts=("<think>",), ends=("</think>",), signs=("<think>", "</think>")),
+    "deepseek_r1": ReasoningFormat(starts=("<think>",), ends=("</think>",), inside=True),
+}
+REASONING_ALIASES = {"deepseek_v3": "qwen3", "glm45": "qwen3"}

@@ -1,0 +1,110 @@
+"""What a chat's ``tools`` and ``tool_choice`` ask for, checked. Does not know how a model writes its calls."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from headrace.errors import RequestError
+from headrace.frontend.parsers.families import FORCED_CALLS, forced_call
+from headrace.frontend.parsers.formats import Calls
+from headrace.server.protocol import ChatRequest
+
+logger = logging.getLogger(__name__)
+CHOICES = ("none", "auto", "required")
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """``schemas``: of the tools that may be called, by name. ``forced``: whether the answer has to be a call of one of
+    them, or ("named") the arguments of the only one.
+    """
+
+    schemas: dict[str, Any] = field(default_factory=dict)
+    forced: Literal["required", "named"] | None = None
+
+    @property
+    def sections(self) -> tuple[Calls, ...]:
+        """How a forced answer is read."""
+        return tuple(map(forced_call, self.schemas)) if self.forced == "named" else (FORCED_CALLS,)
+
+    def answer_schema(self, most_calls: int | None) -> dict[str, Any]:
+        """The JSON schema of a forced answer."""
+        if self.forced == "named":
+            return next(iter(self.schemas.values()))
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{place}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for place, name in enumerate(self.schemas)
+        ]
+        schema = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+        schema["$defs"] = {str(i): moved(tool, f"#/$defs/{i}") for i, tool in enumerate(self.schemas.values())}
+        return schema if most_calls is None else schema | {"maxItems": most_calls}
+
+
+@lru_cache
+def warn_unreadable() -> None:
+    """Said once."""
+    logger.warning(
+        'How this model writes tool calls is not known, so tool_choice "auto" works as "none": '
+        "--tool-call-parser names a format."
+    )
+
+
+def tool_use(body: ChatRequest) -> ToolUse:
+    """Raises RequestError if tools or tool_choice are malformed or don't fit each other."""
+    choice = body.tool_choice
+    if choice == "none" or (choice in (None, "auto") and not body.tools):
+        return ToolUse()
+    schemas = dict(map(checked_tool, body.tools or []))
+    if isinstance(choice, dict):
+        name = named_choice(choice)
+        if name not in schemas:
+            raise RequestError(f"tool_choice names the function {name!r}, which is not among tools.", "tool_choice")
+        return ToolUse({name: schemas[name]}, "named")
+    if choice not in (None, *CHOICES):
+        message = f"tool_choice must be none, auto, required or an object that names a function, got {choice!r}."
+        raise RequestError(message, "tool_choice")
+    if not schemas:
+        raise RequestError(f"tool_choice {choice!r} needs tools to choose from.", "tool_choice")
+    return ToolUse(schemas, "required" if choice == "required" else None)
+
+
+def checked_tool(tool: dict[str, Any]) -> tuple[str, Any]:
+    """A tool's name and the JSON schema of its arguments."""
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        raise RequestError('Each of tools must be {"type": "function", "function": {"name": …}}.', "tools")
+    name, schema = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise RequestError("Each of tools needs a function with a name.", "tools")
+    if schema is not None and not isinstance(schema, dict):
+        raise RequestError(f"The parameters of the tool {name!r} must be a JSON schema (an object).", "tools")
+    return name, {"type": "object"} | (schema or {"properties": {}})
+
+
+def moved(schema: Any, place: str) -> Any:
+    """A schema whose references to itself hold when it lies at ``place`` of another one."""
+    if isinstance(schema, list):
+        return [moved(part, place) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else moved(value, place)
+        for key, value in schema.items()
+    }
+
+
+def named_choice(choice: dict[str, Any]) -> str:
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if choice.get("type") != "function" or not isinstance(name, str):
+        message = 'tool_choice as an object must be {"type": "function", "function": {"name": …}}.'
+        raise RequestError(message, "tool_choice")
+    return name
