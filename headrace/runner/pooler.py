@@ -42,7 +42,7 @@ class Pooler:
         """Pool the rows of ``plan`` that end in it; ``hidden`` [T, dim]. The returned call awaits their numbers."""
         ending, pooled = set(plan.sampled), []
         for place, part in enumerate(hidden.split(plan.counts)):
-            row, start, params = plan.rows[place], plan.starts[place], pooling_of(rows, plan.rows[place])
+            row, start, params = plan.rows[place], plan.starts[place], params_of(rows, plan.rows[place])
             kind = "all" if by_token(params) else self.pooling.kind
             found = joined(kind, self._kept.pop(row, None) if start else None, part)
             if place not in ending:
@@ -71,7 +71,7 @@ class Pooler:
     def token_types(self, plan: Plan, rows: Rows) -> torch.Tensor:
         """int64 [T] on the host: 1 in the second text of a pair, else 0."""
         types = [
-            np.arange(start, start + count) >= (pooling_of(rows, row).second_segment or start + count)
+            np.arange(start, start + count) >= (params_of(rows, row).second_segment or start + count)
             for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True)
         ]
         return torch.from_numpy(np.concatenate(types).astype(np.int64))
@@ -139,7 +139,7 @@ def make_pooler(
     return Pooler(pooling, {"classify": head, "token_classify": head})
 
 
-def pooling_of(rows: Rows, row: int) -> PoolingParams:
+def params_of(rows: Rows, row: int) -> PoolingParams:
     params = rows.fact(row).pooling
     assert params is not None  # the frontend lets nothing else reach a model that pools
     return params
