@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "use_beam_search": (False, "Beam search is not supported; sample `n` sequences instead of `use_beam_search`."),
     "length_penalty": (1.0, "`length_penalty` belongs to beam search, which is not supported."),
     "functions": (None, "`functions` was replaced by `tools` in the API."),
-    "function_call": ("none", "`function_call` was replaced by `tool_choice`, and tool calls are not supported yet."),
+    "function_call": ("none", "`function_call` was replaced by `tool_choice` in the API."),
     "modalities": (["text"], TEXT_ONLY),
     "audio": (None, TEXT_ONLY),
     "mm_processor_kwargs": (None, TEXT_ONLY),
