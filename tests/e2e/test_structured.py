@@ -46,7 +46,7 @@ def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
         {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
         {"type": "boolean"},
         {"type": "string", "pattern": rng.choice(["^[a-z]{2,6}$", r"^\d{3}-\d{2}$", "^(ab|cd)+e?$"]), "maxLength": 20},
-        {"type": "string", "format": rng.choice(["date", "uuid", "ipv4"])},
+        {"type": "string", "format": rng.choice(["uuid", "ipv4"])},
         {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 1, "maxLength": 5}]},
         {"$ref": "#/$defs/point"},
     ]

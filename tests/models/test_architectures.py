@@ -10,6 +10,7 @@ import transformers
 
 from headrace.models.registry import spec_for
 
+from .test_encoders import ENCODERS
 from .util import checkpoint_weights, chunked_logits, full_logits, loaded_decoder, random_model
 
 TOLERANCE = 1e-4
@@ -252,5 +253,6 @@ def test_logits_equal_transformers(case: Case, tmp_path: Path) -> None:
 def test_every_architecture_is_compared() -> None:
     from headrace.models.registry import supported
 
-    elsewhere = {"BaiChuanForCausalLM", "BaichuanForCausalLM", "Gemma3ForConditionalGeneration"}
+    elsewhere = {"BaiChuanForCausalLM", "BaichuanForCausalLM", "Gemma3ForConditionalGeneration", *ENCODERS}
+    elsewhere |= {name.replace("Model", "ForSequenceClassification") for name in ENCODERS}
     assert {case.architecture for case in CASES} | elsewhere == {name for name, _, _ in supported()}
