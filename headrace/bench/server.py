@@ -24,9 +24,10 @@ from headrace.errors import ConfigError, HeadraceError
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 SECRETS = ("--api-key", "--hf-token", "--header")  # flags whose values are nobody else's business
-OBITUARY = [  # becomes the command whose words follow, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
+OBITUARY = [  # becomes the command that follows our pid, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
     *(sys.executable, "-ISc"),
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "
+    "os.getppid() == int(sys.argv[1]) and os.execvp(sys.argv[2], sys.argv[2:])",  # unless we died before it asked
 ]
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))  # what a group is sent, and its seconds to end; then SIGKILL
 POLL_SECONDS = 0.2
@@ -138,7 +139,7 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output, Interrupts() as interrupts:
         process = subprocess.Popen(
-            [*OBITUARY, *words] if sys.platform == "linux" else words,
+            [*OBITUARY, str(os.getpid()), *words] if sys.platform == "linux" else words,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
