@@ -119,8 +119,9 @@ def utilization(
 def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:
     """The ceilings of ``device``, or of the one Headrace takes, for ``dtype_name``: by a sum and a square product."""
     device = device or pick_device("auto")
-    time.sleep(1.0)  # a chip that comes from work at its power limit multiplies a sixth slower
     gpu, dtype = device.type != "cpu", getattr(torch, dtype_name)
+    if gpu:
+        time.sleep(1.0)  # a chip that comes from work at its power limit multiplies a sixth slower
     memory = torch.ones(2**29 if gpu else 2**26, dtype=torch.float32, device=device)
     square = torch.randn(8192 if gpu else 1536, 8192 if gpu else 1536, device=device).to(dtype)
     return Ceilings(

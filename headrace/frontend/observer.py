@@ -1,10 +1,8 @@
 """What the async handle on the engine tells whoever watches it: statistics, token times and finished requests.
 
-Owns the records and the protocol; does not know Prometheus, logs or HTTP. Observers are called on the event loop,
+Owns the records and what is told when; does not know Prometheus, logs or HTTP. Observers are called on the event loop,
 from the hot path: they must not block, await or raise.
 """
-
-from typing import Protocol
 
 import msgspec
 
@@ -35,8 +33,8 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
 
 
-class Observer(Protocol):
-    """A listener on one AsyncLLM."""
+class Observer:
+    """A listener on one AsyncLLM; who inherits from it may leave out what doesn't concern it."""
 
     def on_stats(self, stats: Stats) -> None:
         """The engine reported its gauges, and its counters since the report before."""

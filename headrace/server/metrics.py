@@ -21,7 +21,7 @@ from prometheus_client.core import Sample
 from prometheus_client.registry import Collector
 
 from headrace.config import Config
-from headrace.frontend.observer import FinishedRequest
+from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.types import EngineInfo, Stats
 
 PREFIX = "vllm:"
@@ -134,7 +134,7 @@ ZEROS = {
 CACHE_CONFIG = "One series of value 1; its labels are the settings of the KV cache."
 
 
-class Metrics:
+class Metrics(Observer):
     """Observer that keeps the metrics of one engine in a registry of its own."""
 
     def __init__(self, config: Config, info: EngineInfo, model_name: str):

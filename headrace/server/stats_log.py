@@ -5,7 +5,7 @@ import logging
 import time
 from collections import deque
 
-from headrace.frontend.observer import FinishedRequest
+from headrace.frontend.observer import Observer
 from headrace.types import Stats
 
 logger = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ INTERVAL = 10.0  # seconds
 RECENT = 1000  # lookups that the prefix hit rate is taken over
 
 
-class StatsLog:
+class StatsLog(Observer):
     """Observer that sums up what happened since ``now`` and logs it every ``INTERVAL`` seconds; quiet when idle.
 
     Times are time.monotonic() seconds.
@@ -34,18 +34,6 @@ class StatsLog:
         self._generation_tokens += stats.generation_tokens
         if stats.prefix_cache_queries:
             self._lookups.append((stats.prefix_cache_hits, stats.prefix_cache_queries))
-
-    def on_first_token(self, ttft_seconds: float) -> None:
-        pass
-
-    def on_tokens(self, num_tokens: int, inter_token_seconds: float) -> None:
-        pass
-
-    def on_finished(self, request: FinishedRequest) -> None:
-        pass
-
-    def on_rejected(self, reason: str) -> None:
-        pass
 
     async def run(self) -> None:
         """Log for ever; cancel to end."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from headrace.frontend.observer import FinishedRequest
+from headrace.frontend.observer import Observer
 from headrace.types import Stats
 
 SAMPLE_SECONDS = 1.0  # a sample covers at least
@@ -55,7 +55,7 @@ class Report(msgspec.Struct):
     steps: list[Step]
 
 
-class Live:
+class Live(Observer):
     """Observer that keeps the last minutes. ``clock`` gives time.monotonic() seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -112,15 +112,3 @@ class Live:
         self._samples.append(sample)
         self._num_samples += 1
         self._since = now
-
-    def on_first_token(self, ttft_seconds: float) -> None:
-        pass
-
-    def on_tokens(self, num_tokens: int, inter_token_seconds: float) -> None:
-        pass
-
-    def on_finished(self, request: FinishedRequest) -> None:
-        pass
-
-    def on_rejected(self, reason: str) -> None:
-        pass
