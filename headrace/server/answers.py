@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from headrace.frontend.parsers.formats import Calls, ReasoningFormat
 from headrace.frontend.parsers.parser import CallPiece, Parser
-from headrace.server.responses import CalledFunction, ChatDelta, ChatMessage, ToolCall
+from headrace.server.bodies import CalledFunction, ChatDelta, ChatMessage, ToolCall
 from headrace.types import CompletionOutput
 
 SHORT_ID = string.ascii_letters + string.digits

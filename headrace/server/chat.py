@@ -11,12 +11,7 @@ from headrace.errors import RequestError
 from headrace.frontend.chat import content_texts, render_chat
 from headrace.frontend.parsers.choose import starts_inside
 from headrace.server.answers import Answers, Reading, says_something
-from headrace.server.context import Context, context_of
-from headrace.server.generate import as_generate_request
-from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
-from headrace.server.logprobs import chat_logprobs, token_namer
-from headrace.server.protocol import ChatFields, ChatRequest
-from headrace.server.responses import (
+from headrace.server.bodies import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -27,6 +22,11 @@ from headrace.server.responses import (
     json_response,
     prompt_logprobs_of,
 )
+from headrace.server.context import Context, context_of
+from headrace.server.generate import as_generate_request
+from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
+from headrace.server.logprobs import chat_logprobs, token_namer
+from headrace.server.protocol import ChatFields, ChatRequest
 from headrace.server.routing import new_router
 from headrace.server.sampling import chat_params
 from headrace.server.sse import EventStream, event

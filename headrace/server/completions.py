@@ -7,12 +7,7 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from headrace.server.context import Context, context_of
-from headrace.server.generate import as_generate_request
-from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
-from headrace.server.logprobs import completion_logprobs, token_namer
-from headrace.server.protocol import CompletionRequest
-from headrace.server.responses import (
+from headrace.server.bodies import (
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -21,6 +16,11 @@ from headrace.server.responses import (
     json_response,
     prompt_logprobs_of,
 )
+from headrace.server.context import Context, context_of
+from headrace.server.generate import as_generate_request
+from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
+from headrace.server.logprobs import completion_logprobs, token_namer
+from headrace.server.protocol import CompletionRequest
 from headrace.server.routing import new_router
 from headrace.server.sampling import completion_params, echo_only
 from headrace.server.sse import EventStream, event

@@ -9,11 +9,11 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from headrace.server.bodies import GenerateChoice, Generated, Usage, json_response, prompt_logprobs_of
 from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
 from headrace.server.logprobs import id_logprobs
 from headrace.server.protocol import GenerateRequest, StreamFields
-from headrace.server.responses import GenerateChoice, Generated, Usage, json_response, prompt_logprobs_of
 from headrace.server.routing import new_router
 from headrace.server.sampling import generate_params
 from headrace.server.sse import EventStream, event

@@ -17,11 +17,11 @@ from starlette.requests import Request
 
 from headrace.errors import RequestError
 from headrace.frontend.validation import check_generates
+from headrace.server.bodies import PromptTokensDetails, Usage
 from headrace.server.context import Context
 from headrace.server.errors import GenerationError
 from headrace.server.protocol import ModelField, StreamFields
 from headrace.server.refusals import refuse_unsupported
-from headrace.server.responses import PromptTokensDetails, Usage
 from headrace.server.sse import answer, cancelled
 from headrace.types import MAX_N, RequestOutput, SamplingParams
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 import headrace
 from headrace.errors import RequestError
+from headrace.server.bodies import json_response
 from headrace.server.chat import chat
 from headrace.server.completions import complete
 from headrace.server.context import Context, context_of
@@ -16,7 +17,6 @@ from headrace.server.embeddings import EmbeddingRequest, create_embeddings
 from headrace.server.errors import error_response
 from headrace.server.pooling import ClassifyRequest, classify
 from headrace.server.protocol import ChatRequest, CompletionRequest
-from headrace.server.responses import json_response
 from headrace.server.routing import new_router
 from headrace.server.score import RerankRequest, ScoreRequest, rerank, score
 

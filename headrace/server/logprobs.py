@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from headrace.server.context import Context
-from headrace.server.protocol import SamplingFields
-from headrace.server.responses import (
+from headrace.server.bodies import (
     LEAST_LOGPROB,
     ChatLogprobs,
     CompletionLogprobs,
@@ -13,6 +11,8 @@ from headrace.server.responses import (
     TokenLogprob,
     TopLogprob,
 )
+from headrace.server.context import Context
+from headrace.server.protocol import SamplingFields
 from headrace.types import Logprob, PositionLogprobs
 
 TokenName = Callable[[int, Logprob | None], str]

@@ -16,13 +16,13 @@ from pydantic import Field, PlainValidator
 from starlette.responses import Response
 
 from headrace.errors import RequestError
+from headrace.server.bodies import Usage, json_response
 from headrace.server.chat import rendered
 from headrace.server.context import Context, context_of
 from headrace.server.errors import GenerationError
 from headrace.server.generation import new_id
 from headrace.server.protocol import ChatFields, Count, ModelField, is_token_ids
 from headrace.server.refusals import refuse_unsupported
-from headrace.server.responses import Usage, json_response
 from headrace.server.routing import new_router
 from headrace.server.sse import answer, cancelled
 from headrace.types import PoolingParams, PoolingRequestOutput

@@ -3,8 +3,8 @@
 from fastapi import Request
 from starlette.responses import Response
 
+from headrace.server.bodies import json_response
 from headrace.server.context import context_of
-from headrace.server.responses import json_response
 from headrace.server.routing import new_router
 
 router = new_router()

@@ -6,10 +6,10 @@ from fastapi import Body, Request
 from starlette.responses import Response
 
 from headrace.errors import RequestError
+from headrace.server.bodies import json_response
 from headrace.server.chat import rendered
 from headrace.server.context import context_of
 from headrace.server.protocol import DetokenizeRequest, TokenizeBody, TokenizeRequest
-from headrace.server.responses import json_response
 from headrace.server.routing import new_router
 
 router = new_router()

@@ -204,11 +204,10 @@ def test_no_server_is_left_behind(tmp_path: Path, scripts: dict[str, str], numbe
             time.sleep(0.1)
         process.send_signal(number)
         assert process.wait(60) == (130 if number != signal.SIGKILL else -signal.SIGKILL)
-    if number != signal.SIGKILL:  # whose victims' children can't be told
-        assert_all_gone(tmp_path)
-    else:
+    if number == signal.SIGKILL:  # whose victims' children can't be told
         (pid,) = map(int, (tmp_path / "server.pids").read_text().split())
         os.kill(pid, signal.SIGKILL)
+    assert_all_gone(tmp_path)
     assert server_module.health(scripts["url"]) is None
 
 

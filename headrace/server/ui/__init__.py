@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import headrace
+from headrace.server.bodies import json_response
 from headrace.server.context import Context, context_of
-from headrace.server.responses import json_response
 from headrace.server.routing import new_router
 from headrace.server.sse import EventStream, event
 from headrace.server.ui.live import Live
