@@ -76,6 +76,10 @@ class Answers:
         called = sequence.index in self._parsers and self._parsers[sequence.index].num_calls
         return "tool_calls" if called and sequence.finish_reason == "stop" else sequence.finish_reason
 
+    def order(self, index: int) -> list[str | int]:
+        """What a sequence has brought so far, as it first came: "reasoning", "content" and its calls' indices."""
+        return self._parsers[index].order if index in self._parsers else ["content"]
+
     def _parser(self, index: int) -> Parser:
         if index not in self._parsers:
             reading = self._reading

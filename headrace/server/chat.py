@@ -58,8 +58,10 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     return json_response(writer.completion(output, context.system_fingerprint))
 
 
-async def admit_chat(context: Context, request: Request, body: ChatRequest) -> tuple[Job, str, Reading]:
-    """The job, the prompt's text, and how the answers to it are read."""
+async def admit_chat(
+    context: Context, request: Request, body: ChatRequest, prefix: str = "chatcmpl"
+) -> tuple[Job, str, Reading]:
+    """The job, the prompt's text, and how the answers to it are read; ``prefix`` begins the job's id."""
     check_body(context, body)
     use = tool_use(body)
     params = chat_params(body, context.config, context.engine.info.default_sampling)
@@ -69,7 +71,7 @@ async def admit_chat(context: Context, request: Request, body: ChatRequest) -> t
         context,
         request,
         body,
-        "chatcmpl",
+        prefix,
         [prompt_text],
         params,
         add_special_tokens=body.add_special_tokens,

@@ -58,6 +58,7 @@ class Parser:
         most_calls: int | None = None,
     ):
         self.num_calls = 0
+        self.order: list[str | int] = []  # "reasoning", "content" and the calls' indices, as each first came
         self._unmarked = [section for section in sections if not section.marker]
         self._marked = [section for section in sections if section.marker]
         self._reasoning = reasoning
@@ -69,7 +70,6 @@ class Parser:
         self._markers = tuple(dict.fromkeys(markers))
         self._reader = Reader()
         self._piece = Piece()
-        self._kinds: set[str] = set()  # of the parts there have been
         self._open = "content"  # the kind of the part that goes on
         self._space = ""  # read, and not given out yet
         self._steps: Generator[None, None, None] = self._read()
@@ -257,7 +257,7 @@ class Parser:
     def _begin_call(self, name: str, arguments: str = "") -> None:
         self._reader.mark = None
         self._border()
-        self._kinds.add("call")
+        self.order.append(self.num_calls)
         self.num_calls += 1
         if self._most_calls is None or self.num_calls <= self._most_calls:
             self._piece.calls.append(CallPiece(self.num_calls - 1, name, arguments))
@@ -284,11 +284,11 @@ class Parser:
         if not kept:
             return ""
         if self._open != kind:
-            if kind not in self._kinds:
+            if kind not in self.order:
                 kept = kept.lstrip()
+                self.order.append(kind)
             elif not kept[0].isspace():
                 kept = "\n" + kept
-        self._kinds.add(kind)
         self._open = kind
         return kept
 
