@@ -15,7 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from headrace.bench.reading import COLUMNS, Array, Requests, Result, as_csv, as_text, requests_of, rows_of
+from headrace.bench.reading import Array, Requests, Result, as_csv, as_text, requests_of, rows_of
 
 INK = "#23262b"  # of text and axes; a page replaces it by its own
 COLORS = ("#2f7ed8", "#e8743b", "#19a979", "#c0418f", "#8f6ed5", "#b58900", "#13a4b4", "#dc4545", "#7a869a", "#6b8e23")
@@ -130,7 +130,7 @@ def itl_over_time(results: Sequence[Result]) -> Figure | None:
     drawing, axes = figure("Inter-token latency over the run: median, and p99 dotted", "Time (s)", "ITL (ms)")
     for result, color, requests in per_request(results):
         gaps = [gap for gap in requests.itl if len(gap)]
-        if not gaps or not len(requests.start):
+        if not gaps or np.isnan(requests.start).all():
             continue
         begins = (requests.start + requests.ttft)[[len(gap) > 0 for gap in requests.itl]]
         moments = np.concatenate([begin + np.cumsum(gap) for begin, gap in zip(begins, gaps, strict=True)]) / 1000
@@ -150,9 +150,11 @@ def itl_over_time(results: Sequence[Result]) -> Figure | None:
 def ttft_by_input(results: Sequence[Result]) -> Figure | None:
     drawing, axes = figure("Time to first token against prompt length", "Input tokens", "TTFT (ms)")
     for result, color, requests in per_request(results):
-        if not len(requests.ttft):  # all failed
-            continue
-        axes.scatter(requests.input_len, requests.ttft, s=14, alpha=0.6, color=[color], label=result.name)
+        good = ~np.isnan(requests.ttft)
+        if good.any():
+            axes.scatter(
+                requests.input_len[good], requests.ttft[good], s=14, alpha=0.6, color=[color], label=result.name
+            )
     lengths = np.concatenate([np.asarray(path.get_offsets())[:, 0] for path in axes.collections] or [np.array([])])
     if len(lengths) and lengths.max() > 16 * lengths.min() > 0:
         axes.set_xscale("log", base=2)
@@ -228,9 +230,9 @@ def save_requests(results: Sequence[Result], folder: Path) -> list[Path]:
         if result.detailed:
             rows, name = rows_of(result), re.sub(r"[^\w.=-]+", "_", result.name)
             files.append(folder / f"requests-{name}.txt")
-            files[-1].write_text(as_text(COLUMNS, rows))
+            files[-1].write_text(as_text(rows))
             everything += [[result.name, *row] for row in rows]
     if files:
         files.append(folder / "requests.csv")
-        files[-1].write_text(as_csv(("configuration", *COLUMNS), everything))
+        files[-1].write_text(as_csv(everything, "configuration"))
     return files

@@ -20,7 +20,9 @@ from headrace.bench.files import unreadable
 from headrace.errors import ConfigError
 
 NO_RESULTS = ("warmup.json", "summary.json", ".failure.json", ".partial.json", ".pytorch.json")  # how such names end
-COLUMNS = ("request", "input_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms")  # of a list of requests
+COLUMNS = {"request": 0, "input_tokens": 0, "output_tokens": 0, "due_s": 6} | dict.fromkeys(
+    ("queue_ms", "ttft_ms", "tpot_ms", "e2el_ms"), 3
+)  # of a list of requests, with their decimals; the last one is the error
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -51,46 +53,54 @@ class Result:
 
 @dataclass(frozen=True)
 class Requests:
-    """The successful requests of a result, in the order they were sent: one value each, times in milliseconds.
+    """The requests of a result, in the order they were sent: one value each, times in milliseconds.
 
-    ``index`` is the place among all requests. ``tpot`` is NaN where there is but one output token; ``itl`` are the gaps
-    between output pieces, by request. ``start`` is since the first request's; empty where the result does not tell.
+    Latencies are NaN where ``error`` isn't empty, ``tpot`` also where there is but one output token. ``itl`` are the
+    gaps between output pieces, by request. ``due`` and ``start`` are since the first was due or left; ``queue`` is how
+    long a request waited in between. NaN where the result does not tell.
     """
 
-    index: Array
     input_len: Array
     output_len: Array
+    due: Array
+    start: Array
+    queue: Array
     ttft: Array
     tpot: Array
     e2el: Array
     itl: list[Array]
-    start: Array
+    error: list[str]
 
 
 def requests_of(result: Result) -> Requests:
-    data = result.data
-    count = len(data["ttfts"])
-    errors = data.get("errors") or [not tokens for tokens in data["output_lens"]]
-    good = [i for i in range(count) if not errors[i]]
-    chosen = {key: np.array([data[key][i] for i in good], float) for key in ("input_lens", "output_lens", "ttfts")}
-    itls = [np.array(data["itls"][i], float) if data.get("itls") else np.array([]) for i in good]
-    latencies = data.get("latencies") or []
-    if len(latencies) == count:
-        decoding = np.array([latencies[i] for i in good], float) - chosen["ttfts"]
-    else:  # results of older vLLM: the gaps add up to the same
-        decoding = np.array([gaps.sum() for gaps in itls], float)
-    steps = chosen["output_lens"] - 1
-    tpot = np.divide(decoding, steps, out=np.full(len(good), np.nan), where=steps > 0)
-    starts = np.array([data["start_times"][i] for i in good], float) if data.get("start_times") else np.array([])
+    data, count = result.data, len(result.data["ttfts"])
+    error = data.get("errors") or ["" if tokens else "failed" for tokens in data["output_lens"]]
+
+    def values(key: str) -> Array:
+        found = data.get(key) or []
+        return np.array(found, float) if len(found) == count else np.full(count, np.nan)
+
+    start, queue, output_len = values("start_times"), values("queue_times"), values("output_lens")
+    due = start - queue
+    itls = [
+        np.array([] if why else gaps, float) for gaps, why in zip(data.get("itls") or [[]] * count, error, strict=True)
+    ]
+    ttft = np.where([not why for why in error], values("ttfts"), np.nan)
+    latency = values("latencies")
+    if np.isnan(latency).any():  # results of older vLLM: the gaps add up to the same
+        latency = ttft + [gaps.sum() for gaps in itls]
+    decoding = np.where(np.isnan(ttft), np.nan, latency - ttft)
     return Requests(
-        index=np.array(good, float),
-        input_len=chosen["input_lens"],
-        output_len=chosen["output_lens"],
-        ttft=1000 * chosen["ttfts"],
-        tpot=1000 * tpot,
-        e2el=1000 * (chosen["ttfts"] + decoding),
+        input_len=values("input_lens"),
+        output_len=output_len,
+        due=1000 * (due - due.min(initial=np.inf)),
+        start=1000 * (start - start.min(initial=np.inf)),
+        queue=1000 * queue,
+        ttft=1000 * ttft,
+        tpot=1000 * np.divide(decoding, output_len - 1, out=np.full(count, np.nan), where=output_len > 1),
+        e2el=1000 * (ttft + decoding),
         itl=[1000 * gaps for gaps in itls],
-        start=1000 * (starts - starts.min(initial=np.inf)) if len(starts) else starts,
+        error=error,
     )
 
 
@@ -161,25 +171,30 @@ def unique(names: Sequence[str], files: Sequence[Path]) -> list[str]:
 
 
 def rows_of(result: Result) -> list[list[str]]:
-    """COLUMNS of each successful request."""
-    requests = requests_of(result)
-    counts = zip(requests.index, requests.input_len, requests.output_len, strict=True)
-    times = zip(requests.ttft, requests.tpot, requests.e2el, strict=True)
+    """COLUMNS and the error of each request, failed ones included; empty where it has no such figure."""
+    r = requests_of(result)
+    times = r.due / 1000, r.queue, r.ttft, r.tpot, r.e2el
+    figures = zip(range(len(r.error)), r.input_len, r.output_len, *times, strict=True)
     return [
-        [*(f"{count:.0f}" for count in three), *(f"{ms:.3f}" for ms in others)]
-        for three, others in zip(counts, times, strict=True)
+        [
+            *("" if np.isnan(one) else f"{one:.{digits}f}" for one, digits in zip(row, COLUMNS.values(), strict=True)),
+            error,
+        ]
+        for row, error in zip(figures, r.error, strict=True)
     ]
 
 
-def as_csv(columns: Sequence[str], rows: list[list[str]]) -> str:
+def as_csv(rows: list[list[str]], *further: str) -> str:
+    """``further``: columns in front."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(text, lineterminator="\n").writerows([[*further, *COLUMNS, "error"], *rows])
     return text.getvalue()
 
 
-def as_text(columns: Sequence[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    return "".join("  ".join(map(str.rjust, row, widths)) + "\n" for row in (columns, *rows))
+def as_text(rows: list[list[str]]) -> str:
+    lines = [[*COLUMNS, "error"], *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "".join("  ".join(map(str.rjust, line, widths)) + "\n" for line in lines)
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -243,6 +243,9 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, capsys: pytest.Captur
     rows = list(csv.DictReader(path.with_suffix(".requests.csv").read_text().splitlines()))
     assert [float(row["ttft_ms"]) for row in rows] == pytest.approx(1000 * ttfts, abs=0.001)
     assert [float(row["tpot_ms"]) for row in rows] == pytest.approx(500 * itls.sum(axis=1), abs=0.001)
+    waits = [float(row["queue_ms"]) for row in rows]
+    assert waits == pytest.approx(1000 * np.array(found["queue_times"]), abs=0.001)
+    assert float(rows[0]["due_s"]) == 0 and float(rows[-1]["due_s"]) == pytest.approx(23 / 40, abs=0.2)
     assert len(path.with_suffix(".requests.txt").read_text().splitlines()) == 25
 
 
@@ -356,6 +359,9 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     assert (found["completed"], found["failed"], found["unsent"], found["interrupted"]) == (3, 3, 14, True)
     assert found["failures"] == {"interrupted": 3} and "Interrupted: 14 requests were not sent." in out
     assert len(found["ttfts"]) == 6 and found["generated_texts"][3:] == ["x"] * 3
+    (listed,) = tmp_path.glob("*.csv")
+    rows = list(csv.DictReader(listed.read_text().splitlines()))
+    assert [(row["error"], bool(row["ttft_ms"])) for row in rows] == [("", True)] * 3 + [("interrupted", False)] * 3
 
 
 def test_a_full_disk_costs_no_result(

@@ -13,7 +13,7 @@ import httpx
 from headrace.bench import datasets, measures, remote, results, serve
 from headrace.bench.client import Target
 from headrace.bench.load import Request
-from headrace.bench.reading import COLUMNS, Result, as_csv, as_text, rows_of
+from headrace.bench.reading import Result, as_csv, as_text, rows_of
 from headrace.bench.serve import Plan, Run
 from headrace.cli.bench import serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
@@ -185,7 +185,7 @@ def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any])
     siblings = {}
     if arguments.save_detailed:
         rows = rows_of(Result("", path, result))
-        siblings = {".requests.csv": as_csv(COLUMNS, rows), ".requests.txt": as_text(COLUMNS, rows)}
+        siblings = {".requests.csv": as_csv(rows), ".requests.txt": as_text(rows)}
     else:
         result = {key: value for key, value in result.items() if key not in measures.DETAILS}
     trouble = results.save(path, result, arguments.append_result, siblings)
