@@ -1,9 +1,10 @@
-"""The one error body of every route, in OpenAI's shape, and which exception becomes which HTTP status.
+"""Which exception becomes which HTTP status and sentence, and the error body of OpenAI's shape.
 
-Knows the errors of ``headrace.errors`` and FastAPI's; does not know routes.
+A route may answer in the shape of another API: its ``error_answer`` says so. Knows the errors of ``headrace.errors``
+and FastAPI's; does not know routes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +36,8 @@ TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
+# (request, status, message, param, headers) -> the answer
+ErrorAnswer = Callable[[Request, int, str, str | None, dict[str, str]], Response]
 CLIENT_GONE = 499  # the status that proxies log for a client that left; nobody receives it
 
 
@@ -66,6 +69,10 @@ def error_response(
 ) -> Response:
     content = msgspec.json.encode(error_body(status, message, param))
     return Response(content, status, headers, "application/json")
+
+
+def openai_error(request: Request, status: int, message: str, param: str | None, headers: dict[str, str]) -> Response:
+    return error_response(status, message, param, headers)
 
 
 def describe(error: Exception) -> tuple[int, str, str | None]:
@@ -104,7 +111,7 @@ def invalid_field(errors: Sequence[Any]) -> tuple[str, str | None]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` in one shape."""
+    """Answer every error of ``app`` in the shape of the API it was asked through; OpenAI's where there is no route."""
 
     async def handle(request: Request, error: Exception) -> Response:
         status, message, param = describe(error)
@@ -115,7 +122,8 @@ def install(app: FastAPI) -> None:
             message = f"There is no route {request.method} {request.url.path}; /docs lists the routes."
         elif status == 405:
             message = f"{request.url.path} does not answer {request.method} requests, only {headers.get('Allow', '')}."
-        return error_response(status, message, param, headers)
+        answer: ErrorAnswer = getattr(request.scope.get("route"), "error_answer", openai_error)
+        return answer(request, status, message, param, headers)
 
     async def client_gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)

@@ -12,31 +12,38 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.server.context import Context, context_of
+from headrace.server.errors import ErrorAnswer, openai_error
 
 PAGES = frozenset({"/", "/dashboard", "/ui/{name:path}"})  # without data: these they ask for with the key
 ALWAYS_OPEN = frozenset({"/health", "/ping"}) | PAGES
 
 
-def new_router() -> APIRouter:
+def new_router(route_class: "type[GuardedRoute] | None" = None) -> APIRouter:
     """A router whose routes are all guarded."""
-    return APIRouter(route_class=GuardedRoute)
+    return APIRouter(route_class=route_class or GuardedRoute)
 
 
-def key_accepted(authorization: str | None, keys: Sequence[str]) -> bool:
-    """Whether an ``Authorization`` header carries one of ``keys``; the time taken tells nothing about any key."""
-    scheme, _, given = (authorization or "").partition(" ")
-    digest = hashlib.sha256(given.strip().encode("utf-8", "replace")).digest()
+def given_keys(headers: Headers) -> list[str]:
+    """The API keys that a request brings: OpenAI's clients send one as a bearer token, Anthropic's as ``x-api-key``."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = [token.strip()] if scheme.lower() == "bearer" else []
+    return bearer + headers.getlist("x-api-key")[:1]
+
+
+def key_accepted(given: str, keys: Sequence[str]) -> bool:
+    """Whether ``given`` is one of ``keys``; the time taken tells nothing about any key."""
+    digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
     accepted = False
     for key in keys:
         accepted |= hmac.compare_digest(digest, hashlib.sha256(key.encode()).digest())
-    return accepted and scheme.lower() == "bearer"
+    return accepted
 
 
 class JsonRequest(Request):
@@ -69,7 +76,12 @@ class JsonRequest(Request):
 
 
 class GuardedRoute(APIRoute):
-    """A route that asks for an API key, where one is configured, before it reads anything."""
+    """A route that asks for an API key, where one is configured, before it reads anything.
+
+    ``error_answer`` writes the errors of its API family.
+    """
+
+    error_answer: ErrorAnswer = staticmethod(openai_error)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -86,8 +98,8 @@ class GuardedRoute(APIRoute):
         server = context.config.server
         if not server.api_key or self.path in ALWAYS_OPEN or (self.path == "/metrics" and not server.protect_metrics):
             return
-        if not key_accepted(request.headers.get("authorization"), server.api_key):
-            message = "This server needs an API key: send the header 'Authorization: Bearer <key>' with a valid one."
+        if not any(key_accepted(given, server.api_key) for given in given_keys(request.headers)):
+            message = "This server needs a valid API key, sent as 'Authorization: Bearer <key>' or 'x-api-key: <key>'."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 

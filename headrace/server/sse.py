@@ -5,7 +5,7 @@ Does not know what an event says.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -24,25 +24,39 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _encoder = msgspec.json.Encoder()
 
 
-def event(body: object) -> bytes:
+def event(body: object, name: str = "") -> bytes:
     """One framed event of a struct."""
-    return b"data: %b\n\n" % _encoder.encode(body)
+    return (b"event: %b\n" % name.encode() if name else b"") + b"data: %b\n\n" % _encoder.encode(body)
+
+
+def openai_failure(status: int, message: str, param: str | None) -> bytes:
+    """The event that an error becomes."""
+    return event(error_body(status, message, param))
 
 
 class EventStream(Response):
-    """Streams framed events and then ``[DONE]``; an exception of ``events`` becomes the last event before it.
+    """Streams framed events and then ``end``; an exception of ``events`` becomes the last event before it.
 
     When the client leaves, ``events`` is closed at once. ``keep_alive``: seconds of silence before a comment is sent;
-    0 sends none.
+    0 sends none. ``failure`` frames an error's HTTP status, message and field.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float = 0):
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        keep_alive: float = 0,
+        *,
+        failure: Callable[[int, str, str | None], bytes] = openai_failure,
+        end: bytes = DONE,
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.events = events
         self.keep_alive = keep_alive
+        self.failure = failure
+        self.end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnected):  # nobody is left to tell
@@ -58,12 +72,12 @@ class EventStream(Response):
             status, message, param = describe(error)
             if status == 500:
                 logger.error("A stream failed.", exc_info=error)
-            last = event(error_body(status, message, param))
+            last = self.failure(status, message, param)
             await send({"type": "http.response.body", "body": last, "more_body": True})
         finally:
             await beats.aclose()
             await self.events.aclose()
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": self.end, "more_body": False})
 
 
 async def with_keep_alive(events: AsyncGenerator[bytes, None], interval: float) -> AsyncGenerator[bytes, None]:

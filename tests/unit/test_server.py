@@ -544,7 +544,7 @@ async def test_every_route_asks_for_the_key(root_path: str) -> None:
                     response = await client.request(method, prefix + path.replace("{name:path}", "fake"), json={})
                     assert response.status_code == expected, (method, prefix + path)
                     if expected == 401 and method != "HEAD":
-                        assert response.json()["error"]["type"] == "AuthenticationError"
+                        assert response.json()["error"]["type"] in ("AuthenticationError", "authentication_error")
 
 
 @pytest.mark.parametrize(
@@ -555,10 +555,14 @@ async def test_every_route_asks_for_the_key(root_path: str) -> None:
     ],
 )  # fmt: skip
 async def test_keys(header: str, accepted: bool) -> None:
+    """As OpenAI's clients send them, and as Anthropic's do."""
     async with serving(api_key=["first", "second"]) as (client, _):
         response = await client.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+        token = header.removeprefix("Bearer ").encode("latin-1")
+        plain = await client.get("/v1/models", headers={"Authorization": "Bearer no", "x-api-key": token})
         open_metrics = await client.get("/metrics")
     assert (response.status_code == 200) is accepted
+    assert (plain.status_code == 200) is (token in (b"first", b"second"))
     assert open_metrics.status_code == 200
 
 
