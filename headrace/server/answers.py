@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET
 
 from headrace.frontend.parsers.formats import Calls, ReasoningFormat
-from headrace.frontend.parsers.parser import CallPiece, Parser
+from headrace.frontend.parsers.parser import CallPiece, Parser, Part, Piece
 from headrace.server.bodies import CalledFunction, ChatDelta, ChatMessage, ToolCall
 from headrace.types import CompletionOutput
 
@@ -44,17 +44,25 @@ class Answers:
 
     def delta(self, sequence: CompletionOutput) -> ChatDelta:
         """What is new in a sequence."""
-        reading = self._reading
-        if reading.plain:
+        if self._reading.plain:
             return ChatDelta(content=sequence.text)
-        piece = self._parser(sequence.index).add(sequence.text, last=sequence.finish_reason is not None)
+        piece = self.piece(sequence)
         calls = [self._call(call) for call in piece.calls]
         delta = ChatDelta(tool_calls=calls or UNSET)
-        if piece.reasoning and reading.show_reasoning:
-            delta.reasoning = delta.reasoning_content = piece.reasoning
-        if piece.content:
-            delta.content = piece.content
+        if reasoning := piece.reasoning:
+            delta.reasoning = delta.reasoning_content = reasoning
+        if content := piece.content:
+            delta.content = content
         return delta
+
+    def piece(self, sequence: CompletionOutput) -> Piece:
+        """What is new in a sequence, part by part: for those who don't want it as a delta."""
+        if self._reading.plain:
+            return Piece([Part("content", sequence.text)] if sequence.text else [])
+        piece = self._parser(sequence.index).add(sequence.text, last=sequence.finish_reason is not None)
+        if not self._reading.show_reasoning:
+            piece.parts = [part for part in piece.parts if part.kind != "reasoning"]
+        return piece
 
     def message(self, role: str, echo: str, sequence: CompletionOutput) -> ChatMessage:
         """A whole sequence, given once; ``echo`` goes before its content."""
@@ -75,10 +83,6 @@ class Answers:
         """Why a sequence ended, after its ``delta``: an answer with calls that came to its own end ends for them."""
         called = sequence.index in self._parsers and self._parsers[sequence.index].num_calls
         return "tool_calls" if called and sequence.finish_reason == "stop" else sequence.finish_reason
-
-    def order(self, index: int) -> list[str | int]:
-        """What a sequence has brought so far, as it first came: "reasoning", "content" and its calls' indices."""
-        return self._parsers[index].order if index in self._parsers else ["content"]
 
     def _parser(self, index: int) -> Parser:
         if index not in self._parsers:

@@ -8,7 +8,7 @@ format before that point, or after a call, is content. White space between parts
 import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -22,6 +22,7 @@ SCALAR = pattern(r"([^\s,\[\]{}\"]+)(?=[\s,\]}])")
 OPENING = pattern(r"[\[{\"]")
 BRACE, END, NEXT = pattern(r"\{"), pattern(r"\s*\}"), pattern(r"\s*,(?=\s*\")")
 ARGUMENT_KEYS = ("arguments", "parameters")
+Kind = Literal["reasoning", "content"] | int  # of a part of an answer; an int is a call's index
 
 
 @dataclass
@@ -34,12 +35,44 @@ class CallPiece:
 
 
 @dataclass
-class Piece:
-    """What is new in an answer."""
+class Part:
+    """More of one part of an answer: of its reasoning, its content or (``kind`` is an index) a call's arguments.
 
-    reasoning: str = ""
-    content: str = ""
-    calls: list[CallPiece] = field(default_factory=list)
+    ``name``: the call's, with its first piece only.
+    """
+
+    kind: Kind
+    text: str
+    name: str | None = None
+
+
+@dataclass
+class Piece:
+    """What is new in an answer: its parts, as they came."""
+
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def reasoning(self) -> str:
+        return self._texts("reasoning")
+
+    @property
+    def content(self) -> str:
+        return self._texts("content")
+
+    @property
+    def calls(self) -> list[CallPiece]:
+        return [CallPiece(part.kind, part.name, part.text) for part in self.parts if isinstance(part.kind, int)]
+
+    def add(self, kind: Kind, text: str) -> None:
+        """More of the part that goes on, or of another one."""
+        if self.parts and self.parts[-1].kind == kind:
+            self.parts[-1].text += text
+        elif text:
+            self.parts.append(Part(kind, text))
+
+    def _texts(self, kind: str) -> str:
+        return "".join(part.text for part in self.parts if part.kind == kind)
 
 
 class Parser:
@@ -58,7 +91,6 @@ class Parser:
         most_calls: int | None = None,
     ):
         self.num_calls = 0
-        self.order: list[str | int] = []  # "reasoning", "content" and the calls' indices, as each first came
         self._unmarked = [section for section in sections if not section.marker]
         self._marked = [section for section in sections if section.marker]
         self._reasoning = reasoning
@@ -70,6 +102,7 @@ class Parser:
         self._markers = tuple(dict.fromkeys(markers))
         self._reader = Reader()
         self._piece = Piece()
+        self._kinds: set[str] = set()  # of the parts there have been
         self._open = "content"  # the kind of the part that goes on
         self._space = ""  # read, and not given out yet
         self._steps: Generator[None, None, None] = self._read()
@@ -79,7 +112,7 @@ class Parser:
         self._reader.add(text, last)
         next(self._steps, None)
         if last and self._open == "content":
-            self._piece.content += self._space
+            self._piece.add("content", self._space)
         piece, self._piece = self._piece, Piece()
         return piece
 
@@ -257,24 +290,20 @@ class Parser:
     def _begin_call(self, name: str, arguments: str = "") -> None:
         self._reader.mark = None
         self._border()
-        self.order.append(self.num_calls)
         self.num_calls += 1
         if self._most_calls is None or self.num_calls <= self._most_calls:
-            self._piece.calls.append(CallPiece(self.num_calls - 1, name, arguments))
+            self._piece.parts.append(Part(self.num_calls - 1, arguments, name))
 
     def _argue(self, text: str) -> None:
         index = self.num_calls - 1
-        if self._most_calls is not None and index >= self._most_calls:
-            return
-        if not self._piece.calls or self._piece.calls[-1].index != index:
-            self._piece.calls.append(CallPiece(index))
-        self._piece.calls[-1].arguments += text
+        if self._most_calls is None or index < self._most_calls:
+            self._piece.add(index, text)
 
     def _say_content(self, text: str) -> None:
-        self._piece.content += self._said("content", text)
+        self._piece.add("content", self._said("content", text))
 
     def _say_reasoning(self, text: str) -> None:
-        self._piece.reasoning += self._said("reasoning", text)
+        self._piece.add("reasoning", self._said("reasoning", text))
 
     def _said(self, kind: str, text: str) -> str:
         """``text`` as it is given out: space at its end waits for what follows, and parts of a kind stay apart."""
@@ -284,11 +313,11 @@ class Parser:
         if not kept:
             return ""
         if self._open != kind:
-            if kind not in self.order:
+            if kind not in self._kinds:
                 kept = kept.lstrip()
-                self.order.append(kind)
             elif not kept[0].isspace():
                 kept = "\n" + kept
+        self._kinds.add(kind)
         self._open = kind
         return kept
 
