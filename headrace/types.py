@@ -6,7 +6,7 @@ know tensors, text processing or HTTP.
 
 import enum
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -84,8 +84,15 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     extra_args: dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
     guided_decoding: StructuredOutputsParams | None = None  # the older name
+    thinking_token_budget: int | None = None  # of reasoning, whose end is forced then. None: no limit, nor is one -1
+    # Whether a chat's answers begin within reasoning, may begin with it, or come after it: structured_outputs wait for
+    # its end. None (no chat): they hold from the first token on.
+    reasoning: Literal["inside", "open", "over"] | None = None
 
     def __post_init__(self) -> None:
+        if self.structured_outputs and self.guided_decoding:
+            message = "structured_outputs and guided_decoding are two names of one thing: give one of them."
+            raise RequestError(message, "guided_decoding")
         self.structured_outputs, self.guided_decoding = self.structured_outputs or self.guided_decoding, None
         if isinstance(self.structured_outputs, dict):
             self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
@@ -117,6 +124,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer"),
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
             ("min_tokens", self.min_tokens >= 0, "non-negative"),
+            ("thinking_token_budget", (self.thinking_token_budget or 0) >= -1, "-1 (no limit) or non-negative"),
             (
                 "min_tokens",
                 self.max_tokens is None or self.min_tokens <= self.max_tokens,
@@ -187,6 +195,17 @@ PositionLogprobs = dict[int, Logprob]  # token id -> logprob: the sampled (or pr
 # -- API process -> engine ------------------------------------------------------------------------------------------
 
 
+class Thinking(msgspec.Struct, omit_defaults=True):
+    """How reasoning shows in an answer's tokens. Each marker is a list of token ids, and has several spellings."""
+
+    starts: list[list[int]]
+    ends: list[list[int]]
+    gates: list[list[int]] = []  # after one of these the answer itself begins; none: as soon as the reasoning is over
+    closing: list[int] = []  # what is forced when the budget is spent
+    inside: bool = False  # the answer begins within reasoning
+    budget: int | None = None  # tokens
+
+
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One sequence to generate. ``params.n`` is ignored: the frontend submits each sequence on its own."""
 
@@ -199,6 +218,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     cache_salt: str | None = None  # separates prefix-cache entries between callers
     arrival_time: float = 0.0  # time.monotonic() seconds
     grammar: str | None = None  # that the output must match, in llguidance's notation
+    thinking: Thinking | None = None  # what goes before that, or may take only so many tokens
     pooling: PoolingParams | None = None  # no sequence is generated: the prompt alone is computed, and pooled
 
 

@@ -120,6 +120,18 @@ class Grammars:
         self._cache: OrderedDict[str, Compilation] = OrderedDict()
         self._filling: Future[None] | None = None
 
+    def only(self, token_ids: Sequence[int]) -> Mask:
+        """The mask of these tokens."""
+        mask = np.zeros(self._num_words, np.uint32)
+        for token_id in token_ids:
+            mask[token_id // 32] |= np.uint32(1 << token_id % 32)
+        return mask
+
+    @cached_property
+    def endless(self) -> Mask:
+        """The mask of all tokens but those that end an output."""
+        return ~self.only(self._eos_token_ids)
+
     def start(self, text: str, ignore_eos: bool) -> Grammar:
         """A request's place at the start of a grammar, in llguidance's notation; ask ``settle`` for more."""
         compilation = self._cache.get(text)

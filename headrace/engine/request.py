@@ -4,7 +4,7 @@ import enum
 from array import array
 from operator import attrgetter
 
-from headrace.engine.grammar import Grammar
+from headrace.engine.constraint import Constraint
 from headrace.types import FinishReason, PositionLogprobs, Submit
 
 
@@ -38,9 +38,9 @@ class Request:
         "bad_word_ids",
         "blocks",
         "cache_salt",
+        "constraint",
         "due",
         "eos_token_ids",
-        "grammar",
         "hashes",
         "key",
         "lead",
@@ -71,7 +71,7 @@ class Request:
         seed: int,
         max_model_len: int,
         num_groups: int,
-        grammar: Grammar | None = None,
+        constraint: Constraint | None = None,
     ):
         params = submit.params
         self.request_id = submit.request_id
@@ -99,8 +99,8 @@ class Request:
         self.hashes: list[bytes] = []  # of its full blocks, as far as computed
         self.num_registered = 0  # leading full blocks already offered to the prefix cache
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        self.grammar = grammar  # that its output must match
-        self.state = State.PREPARING if grammar else State.WAITING
+        self.constraint = constraint
+        self.state = State.PREPARING if constraint else State.WAITING
 
     def enter(self, state: State) -> None:
         """Move to ``state``; an illegal transition is a bug and raises."""
@@ -118,6 +118,13 @@ class Request:
         if num_tokens >= self.max_total_tokens:
             return FinishReason.LENGTH, None
         return None, None
+
+    @property
+    def free_length(self) -> int:
+        """How many tokens it may grow to without a look at each before the next."""
+        if self.constraint is None:
+            return self.max_total_tokens
+        return min(self.num_prompt_tokens + self.constraint.num_free, self.max_total_tokens)
 
     @property
     def needs_whole_prompt(self) -> bool:

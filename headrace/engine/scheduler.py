@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from headrace.engine.constraint import Constraint
 from headrace.engine.decode_rows import Columns, DecodeRows
 from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import KVCache
@@ -71,9 +72,9 @@ class Step:
         plan.counts = decodes.counts + [part.length for _, part in parts]
         plan.sampled = decodes.places + [place for place, (_, part) in enumerate(parts, first) if part.sampled]
         self.sampled = decodes.requests + [part.request for _, part in parts if part.sampled]
-        constrained = [(place, r.grammar) for place, r in enumerate(self.sampled[first:], first) if r.grammar]
-        plan.masked = [place for place, _ in constrained]
-        plan.masks = b"".join(grammar.take().tobytes() for _, grammar in constrained)
+        masks = [(place, r.constraint.take()) for place, r in enumerate(self.sampled[first:], first) if r.constraint]
+        plan.masked = [place for place, mask in masks if mask is not None]
+        plan.masks = b"".join(mask.tobytes() for _, mask in masks if mask is not None)
 
 
 class Scheduler:
@@ -109,12 +110,10 @@ class Scheduler:
         priority = submit.priority if self.limits.by_priority else 0
         key = (priority, self._num_arrivals)
         self._num_arrivals += 1
-        grammar = None
-        if submit.grammar is not None and self.grammars is not None:
-            grammar = self.grammars.start(submit.grammar, submit.params.ignore_eos)
-        request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows), grammar)
+        constraint = Constraint.of(submit, self.grammars) if self.grammars else None
+        request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows), constraint)
         self.requests[submit.request_id] = request
-        if grammar is None:
+        if constraint is None:
             insort(self.waiting, request, key=by_key)
         else:
             self.preparing.append(request)
@@ -128,7 +127,7 @@ class Scheduler:
 
     def plan(self) -> Step | None:
         """The next step, or None if no request can advance."""
-        self._settle_grammars()
+        self._settle_constraints()
         step = Step(Plan(self._num_steps, [], [], [], []))
         num_running = len(self.running)
         for request in self._decoding.due(self._num_steps):
@@ -139,7 +138,7 @@ class Scheduler:
         for request in sorted(self._behind, key=_has_many):  # a long prompt never starves decodes
             if not budget or request.state is not State.RUNNING:  # preempted for one before it
                 continue
-            if self._waits_for_grammar(request):
+            if self._must_wait(request):
                 continue
             count = min(request.num_tokens - request.num_planned, budget, limit)
             if (blocks := self._make_room(step, request, count)) is not None:
@@ -156,9 +155,11 @@ class Scheduler:
         return step
 
     def _go_on(self, step: Step, request: Request) -> None:
-        """Let a decoding request have its next block, or stop where its last token is under way."""
-        if request.num_tokens == request.max_total_tokens:
+        """Let a decoding request have its next block, or stop where its last (or last free) token is under way."""
+        if request.num_tokens >= request.free_length:
             self._decoding.leave(request, step.plan.step)
+            if request.num_tokens < request.max_total_tokens:
+                insort(self._behind, request, key=by_key)
         elif (blocks := self._make_room(step, request, 1)) is not None:
             step.plan.new_blocks.extend(blocks)
             self.kv.register_full_blocks(request)
@@ -166,7 +167,7 @@ class Scheduler:
 
     def _next_change(self, request: Request) -> int:
         """The first position for which a decoding request has no block, or which it must not compute."""
-        return min(len(request.blocks[0]) * self.kv.block_size, request.max_total_tokens - 1)
+        return min(len(request.blocks[0]) * self.kv.block_size, request.free_length - 1)
 
     def _make_room(self, step: Step, request: Request, count: int) -> list[NewBlocks] | None:
         """Blocks for ``count`` more tokens, preempting the last in order for them; None if ``request`` must wait."""
@@ -184,7 +185,7 @@ class Scheduler:
             request = self.waiting[0]
             if request.num_tokens > len(request.token_ids):
                 return  # preempted with a token under way: its value is needed to start again
-            if self._waits_for_grammar(request):
+            if self._must_wait(request):
                 return  # the same a moment later
             prefix = self.kv.find_prefix(request)
             remaining = len(request.token_ids) - len(prefix[0]) * self.kv.block_size
@@ -233,7 +234,7 @@ class Scheduler:
             return
         request.num_tokens += 1
         ended = request.num_tokens == request.max_total_tokens
-        if request.grammar and not ended:
+        if request.num_tokens >= request.free_length and not ended:
             return  # it can't decode by itself: each token depends on the one before
         if ended or len(self._decoding) < self.limits.max_num_batched_tokens:
             _remove(self._behind, request)
@@ -259,13 +260,13 @@ class Scheduler:
             delta = TokenDelta(request.request_id, [token_id])
             deltas.append(delta)
             reason, stop = request.append(token_id)
-            if request.grammar and reason is not FinishReason.STOP:
-                if request.grammar.accept(token_id):
+            if request.constraint and reason is not FinishReason.STOP:
+                if request.constraint.accept(token_id):
                     reason, delta.complete = FinishReason.STOP, True
-                elif request.grammar.error:
-                    reason, delta.error = FinishReason.ERROR, request.grammar.error
+                elif request.constraint.error:
+                    reason, delta.error = FinishReason.ERROR, request.constraint.error
                 elif reason is None:
-                    advanced.append(request.grammar)
+                    advanced.append(request)
             if position is not None:
                 delta.logprobs = [position]
             if not request.started:
@@ -275,9 +276,19 @@ class Scheduler:
                 delta.num_preemptions = request.num_preemptions
                 self._finish(request)
         self._stats.generation_tokens += len(deltas)
-        if self.grammars and advanced:
-            self.grammars.advance(advanced)
+        self._move_on(advanced)
         return deltas
+
+    def _move_on(self, requests: list[Request]) -> None:
+        """After their tokens: have the next masks made, and let those requests be that nothing binds any more."""
+        late = [grammar for r in requests if r.constraint and (grammar := r.constraint.late)]
+        if self.grammars and late:
+            self.grammars.advance(late)
+        for request in requests:
+            if request.constraint and request.constraint.over:
+                request.constraint = None
+                if request in self._decoding:
+                    self._decoding.call_at(request, self._next_change(request))
 
     def take_given_up(self) -> list[TokenDelta]:
         """The ends of requests that failed since the last call."""
@@ -287,28 +298,31 @@ class Scheduler:
     def await_grammars(self, timeout: float) -> None:
         """Wait until a grammar is further, for at most so many seconds: for when nothing else can advance."""
         if self.grammars:
-            self.grammars.await_any([request.grammar for request in self.preparing if request.grammar], timeout)
+            constraints = [request.constraint for request in self.preparing]
+            self.grammars.await_any([c.grammar for c in constraints if c and c.grammar], timeout)
 
-    def _settle_grammars(self) -> None:
+    def _settle_constraints(self) -> None:
         """Queue the requests whose grammars have been compiled, and end those that can't go on with theirs."""
         if self.grammars is None:
             return
         self.grammars.await_masks()
         for request in list(self.preparing):
-            if request.grammar and request.grammar.settle():
+            if request.constraint and request.constraint.settle():
                 self.preparing.remove(request)
                 request.enter(State.WAITING)
                 insort(self.waiting, request, key=by_key)
-                self._waits_for_grammar(request)
+                self._must_wait(request)
 
-    def _waits_for_grammar(self, request: Request) -> bool:
-        """Whether its last token, or what may follow it, isn't known yet. A request whose grammar failed ends."""
-        grammar = request.grammar
-        if grammar is not None and grammar.error is not None:
-            self._given_up.append(TokenDelta(request.request_id, finish_reason=FinishReason.ERROR, error=grammar.error))
+    def _must_wait(self, request: Request) -> bool:
+        """Whether its last token, or what may follow it, must be known and isn't yet. One that can't go on ends."""
+        constraint = request.constraint
+        if constraint is None:
+            return False
+        if (error := constraint.error) is not None:
+            self._given_up.append(TokenDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error))
             self._finish(request)
             return True
-        return grammar is not None and grammar.mask is None
+        return request.num_tokens > len(request.token_ids) or constraint.late is not None
 
     def _commit_pooled(self, step: Step, pooled: list[Pooled]) -> list[TokenDelta]:
         """Hand out what the prompts that ended in this step were made into; it ends their requests."""
