@@ -161,6 +161,14 @@ class ServerOptions:
     uds: str | None = option(None, "Unix domain socket to listen on instead.", metavar="PATH")
     api_key: list[str] = option([], "Keys of which clients must present one.", metavar="KEY", secret=True)
     protect_metrics: bool = option(False, "Let --api-key guard /metrics too.")
+    max_queued_per_key: int | None = option(
+        None,
+        "Most unfinished requests of one API key, or of one address where there are no keys; more are answered 429.",
+        minimum=1,
+    )
+    max_requests_per_minute_per_key: int | None = option(
+        None, "Most requests in a minute of one API key, or of one address; more are answered 429.", minimum=1
+    )
     root_path: str | None = option(None, "Path prefix that a proxy in front strips.")
     ssl_keyfile: str | None = option(None, "TLS private key.", metavar="FILE")
     ssl_certfile: str | None = option(None, "TLS certificate.", metavar="FILE")
@@ -168,6 +176,8 @@ class ServerOptions:
     ssl_cert_reqs: int = option(
         0, "Whether clients need a certificate: 0 no, 1 checked if given, 2 yes.", minimum=0, maximum=2
     )
+    ssl_ciphers: str | None = option(None, "Ciphers of TLS 1.2 and older, as OpenSSL lists them.", metavar="LIST")
+    enable_ssl_refresh: bool = option(False, "Read the certificate files anew when they change.")
     allowed_origins: list[str] = option([], "Origins that browsers may call from; none unless set.", metavar="ORIGIN")
     allowed_methods: list[str] = option(["*"], "Methods allowed to them.", metavar="METHOD")
     allowed_headers: list[str] = option(["*"], "Headers allowed to them.", metavar="HEADER")
@@ -195,4 +205,7 @@ class ServerOptions:
         0.0, "Seconds after which an idle stream gets a comment line; 0 for never.", minimum=0
     )
     shutdown_timeout: float = option(0.0, "Seconds that running requests get to finish on SIGTERM.", minimum=0)
+    request_arrival_timeout: float = option(
+        30.0, "Seconds in which a request must have arrived whole; its connection is closed then.", minimum=0.1
+    )
     max_request_bytes: int = option(32 * 2**20, "Largest request body.", size=True, minimum=1)

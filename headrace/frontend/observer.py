@@ -49,4 +49,4 @@ class Observer:
         """A request ended, for whatever reason."""
 
     def on_rejected(self, reason: str) -> None:
-        """A request was turned away; ``reason`` names the limit: max_num_queued_reqs or max_num_queued_tokens."""
+        """A request was turned away; ``reason`` names the limit, as its option: max_num_queued_reqs, for example."""

@@ -15,6 +15,7 @@ from headrace.config import Config
 from headrace.errors import ModelNotFoundError, RequestError
 from headrace.frontend.chat import load_chat_template
 from headrace.frontend.parsers.choose import choose_formats
+from headrace.server.quota import Quota
 
 if TYPE_CHECKING:
     from headrace.frontend.async_llm import AsyncLLM
@@ -36,6 +37,8 @@ class Context:
         self.chat_template = load_chat_template(config.frontend.chat_template)
         self.formats = choose_formats(config, self.chat_template or own_template(config, engine))
         self.system_fingerprint = fingerprint(engine)
+        server = config.server
+        self.quota = Quota(server.max_queued_per_key, server.max_requests_per_minute_per_key, self._refused)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, "text")
 
     def served_model(self, name: str | None) -> str:
@@ -52,6 +55,10 @@ class Context:
             return await asyncio.wait_for(work, TEXT_DEADLINE)
         except TimeoutError:
             raise RequestError(f"{what} took longer than {TEXT_DEADLINE:.0f} s.") from None
+
+    def _refused(self, reason: str) -> None:
+        for observer in self.engine.observers:
+            observer.on_rejected(reason)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

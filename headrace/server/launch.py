@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -31,6 +32,7 @@ from headrace.server.connection import Connection
 from headrace.server.context import Context
 from headrace.server.metrics import Metrics
 from headrace.server.stats_log import StatsLog
+from headrace.server.tls import refresh, tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +49,11 @@ def run_server(config: Config) -> int:
     started = time.monotonic()
     logs.configure(config.server.uvicorn_log_level, config.server.log_config_file)
     announce_start(config)
-    check_tls(config.server)
+    tls = tls_context(config.server)  # now, and not when the model is loaded
     listener = bind(config.server)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(config, listener, started))
+            return runner.run(serve(config, listener, tls, started))
     except EngineDeadError as error:
         logger.error("%s", error)
         return 1
@@ -82,23 +84,10 @@ def bind(server: ServerOptions) -> socket.socket:
     return listener
 
 
-def check_tls(server: ServerOptions) -> None:
-    """Find out now, and not when the model is loaded, that a certificate can't be read."""
-    if server.ssl_certfile is None:
-        return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(server.ssl_certfile, server.ssl_keyfile)
-        if server.ssl_ca_certs is not None:
-            context.load_verify_locations(server.ssl_ca_certs)
-    except OSError as error:
-        raise ConfigError(f"--ssl-certfile, --ssl-keyfile or --ssl-ca-certs can't be used: {error}.") from None
-
-
 # -- start ----------------------------------------------------------------------------------------------------------
 
 
-async def serve(config: Config, listener: socket.socket, started: float) -> int:
+async def serve(config: Config, listener: socket.socket, tls: ssl.SSLContext | None, started: float) -> int:
     stop = asyncio.Event()
     on_signal(stop.set)
     engine = await start_engine(config, stop)
@@ -106,7 +95,7 @@ async def serve(config: Config, listener: socket.socket, started: float) -> int:
         logger.info("Stopped by a signal before the server was ready.")
         return 0
     try:
-        return await serve_engine(config, engine, listener, stop, started)
+        return await serve_engine(config, engine, listener, tls, stop, started)
     finally:
         await engine.shutdown()
 
@@ -127,16 +116,22 @@ async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
 
 
 async def serve_engine(
-    config: Config, engine: AsyncLLM, listener: socket.socket, stop: asyncio.Event, started: float
+    config: Config,
+    engine: AsyncLLM,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    stop: asyncio.Event,
+    started: float,
 ) -> int:
     """Answer requests until the engine dies (1) or a signal has come and the work is drained (0)."""
     registry, statistics = observe(config, engine)
     app = build_app(config, engine, registry)
     context: Context = app.state.context
     http = HttpServer(
-        uvicorn_config(config.server, app), lambda: announce_ready(config, engine, app, listener, started)
+        uvicorn_config(config.server, app, tls), lambda: announce_ready(config, engine, app, listener, started)
     )
     serving = asyncio.ensure_future(http.serve([listener]))
+    refreshing = asyncio.ensure_future(refresh(tls, config.server) if tls is not None else asyncio.sleep(0))
     gc.freeze()  # what start-up made lives for ever: no collection needs to look at it again
     dead = asyncio.ensure_future(engine.wait_dead())
     stopping = asyncio.ensure_future(stop.wait())
@@ -154,7 +149,7 @@ async def serve_engine(
         await serving
         return exit_code
     finally:
-        for task in (statistics, dead, stopping):
+        for task in (statistics, refreshing, dead, stopping):
             task.cancel()
         context.close()
 
@@ -184,10 +179,10 @@ class HttpServer(uvicorn.Server):
         self._on_ready()
 
 
-def uvicorn_config(server: ServerOptions, app: ASGIApp) -> uvicorn.Config:
+def uvicorn_config(server: ServerOptions, app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=partial(Connection, arrival_seconds=server.request_arrival_timeout),  # type: ignore[arg-type]
         log_config=None,
         access_log=not server.disable_uvicorn_access_log,
         lifespan="off",
@@ -195,10 +190,7 @@ def uvicorn_config(server: ServerOptions, app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         root_path=server.root_path or "",
         timeout_graceful_shutdown=FLUSH_SECONDS,
-        ssl_keyfile=server.ssl_keyfile,
-        ssl_certfile=server.ssl_certfile,
-        ssl_ca_certs=server.ssl_ca_certs,
-        ssl_cert_reqs=server.ssl_cert_reqs,
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
 
 

@@ -26,7 +26,10 @@ from headrace.types import EngineInfo, Stats
 
 PREFIX = "vllm:"
 FINISH_REASONS = ("stop", "length", "abort", "error")
-REJECT_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens")
+REJECT_REASONS = (
+    *("max_num_queued_reqs", "max_num_queued_tokens"),
+    *("max_queued_per_key", "max_requests_per_minute_per_key"),
+)
 WAIT_REASONS = ("capacity", "deferred")
 SOURCES = ("local_compute", "local_cache_hit")
 
@@ -85,7 +88,7 @@ TABLE = (
     Metric(
         "admission_rejections",
         Counter,
-        "Requests refused because the queue was full, by the limit (no engine label).",
+        "Requests refused because there were too many, by the limit (no engine label).",
         label="reason",
         values=REJECT_REASONS,
     ),

@@ -1,4 +1,4 @@
-"""What happens to every request once it is routed: API key, media type, body size and JSON, in this order.
+"""What happens to every request once it is routed: API key, media type, quota, body size and JSON, in this order.
 
 Being part of the route itself, the guard sees the route that answers and not a path to be parsed a second time. Every
 route of the server must be a ``GuardedRoute``; owns no route and knows no schema.
@@ -7,6 +7,7 @@ route of the server must be a ``GuardedRoute``; owns no route and knows no schem
 import hashlib
 import hmac
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.server.context import Context, context_of
 from headrace.server.errors import ErrorAnswer, openai_error
+from headrace.server.quota import address_of
 
 PAGES = frozenset({"/", "/dashboard", "/ui/{name:path}"})  # without data: these they ask for with the key
 ALWAYS_OPEN = frozenset({"/health", "/ping"}) | PAGES
@@ -87,23 +89,46 @@ class GuardedRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            self.check_key(request, context_of(request))
-            if self.body_field is not None:
-                check_media_type(request)
-            return await handler(JsonRequest(request.scope, request.receive))
+            context = context_of(request)
+            key = self.checked_key(request, context)
+            request = JsonRequest(request.scope, request.receive)
+            if self.body_field is None:
+                return await handler(request)
+            check_media_type(request)
+            with ExitStack() as until_answered:
+                caller = key or address_of(request.client.host if request.client else None)
+                until_answered.enter_context(context.quota.request(caller))
+                return CountedResponse(await handler(request), until_answered.pop_all())
 
         return handle
 
-    def check_key(self, request: Request, context: Context) -> None:
+    def checked_key(self, request: Request, context: Context) -> str | None:
+        """The API key that the request brings; None if it needs none. Raises 401."""
         server = context.config.server
         if not server.api_key or self.path in ALWAYS_OPEN or (self.path == "/metrics" and not server.protect_metrics):
-            return
-        if not any(key_accepted(given, server.api_key) for given in given_keys(request.headers)):
-            message = "This server needs a valid API key, sent as 'Authorization: Bearer <key>' or 'x-api-key: <key>'."
-            raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+            return None
+        for given in given_keys(request.headers):
+            if key_accepted(given, server.api_key):
+                return given
+        message = "This server needs a valid API key, sent as 'Authorization: Bearer <key>' or 'x-api-key: <key>'."
+        raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+
+
+class CountedResponse(Response):
+    """``response`` to a request that counts as unfinished until it has been sent."""
+
+    def __init__(self, response: Response, until_sent: ExitStack):
+        super().__init__()
+        self.response, self.until_sent = response, until_sent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.until_sent:
+            await self.response(scope, receive, send)
 
 
 def check_media_type(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, "Send the body as it is, without a Content-Encoding.")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise HTTPException(

@@ -18,7 +18,8 @@ import pytest
 
 from headrace.config import Config
 from headrace.errors import ConfigError
-from headrace.server.launch import bind, check_tls
+from headrace.server.launch import bind
+from headrace.server.tls import tls_context
 
 # The process: a server whose engine takes a moment for each token and dies of the prompt "die".
 PROGRAM = """
@@ -207,4 +208,4 @@ def test_a_busy_port_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_certificate_that_cannot_be_read_is_found_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--ssl-certfile"):
-        check_tls(Config.from_kwargs(ssl_certfile=str(tmp_path / "none.pem")).server)
+        tls_context(Config.from_kwargs(ssl_certfile=str(tmp_path / "none.pem")).server)
