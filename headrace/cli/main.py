@@ -17,6 +17,7 @@ HEADRACE = Group(
     {
         "serve": "Serve a model over an HTTP API like OpenAI's.",
         "generate": "Continue prompts, without a server.",
+        "run-batch": "Answer a file of requests, without a server.",
         "chat": "Chat with a model, in this process or on a server.",
         "complete": "Let a model continue what you type, in this process or on a server.",
         "bench": "Measure a server or an engine, and how near it is to the device's limits.",

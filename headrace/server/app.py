@@ -56,9 +56,9 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         routers.append(ui.pages(live))
     for router in routers:
         app.include_router(router)
-    app.state.routes = [
-        (route.path, sorted(route.methods or ())) for router in routers for route in guarded_routes(router)
-    ]
+    routes = [route for router in routers for route in guarded_routes(router)]
+    app.state.routes = [(route.path, sorted(route.methods or ())) for route in routes]
+    app.state.batched = frozenset(route.path for route in routes if route.body_field and "batches" not in route.tags)
     errors.install(app)
     if server.enable_request_id_headers:
         app.add_middleware(RequestIdHeader, new_id=lambda: secrets.token_hex(16))

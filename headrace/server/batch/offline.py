@@ -1,0 +1,138 @@
+"""``headrace run-batch``'s run: starts an engine, answers a job's lines by the routes of an application, and ends.
+
+Owns the order of that, signals and what is shown meanwhile.
+"""
+
+import asyncio
+import logging
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import uvloop
+from prometheus_client import CollectorRegistry, start_http_server
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from headrace.config import Config
+from headrace.errors import ConfigError, HeadraceError
+from headrace.frontend.async_llm import AsyncLLM
+from headrace.server.app import build_app
+from headrace.server.batch.job import Job
+from headrace.server.batch.lines import Answer, Line
+from headrace.server.batch.runner import answer_lines
+from headrace.server.context import Context
+from headrace.server.launch import observe, on_signal, start_engine
+from headrace.server.sse import cancelled
+
+logger = logging.getLogger(__name__)
+
+ROWS = 512  # taken for --max-num-seqs where that is not set
+LOG_SECONDS = 30.0
+
+
+class Interrupted(HeadraceError):
+    """A signal ended the run before all lines were answered."""
+
+
+def run_job(config: Config, job: Job, metrics: tuple[str, int] | None) -> None:
+    """Answer what is open in ``job``. ``metrics``: the address to serve Prometheus metrics at.
+
+    Raises Interrupted after a signal, EngineDeadError if the engine dies; what was answered by then is written.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(answer_job(config, job, metrics))
+
+
+async def answer_job(config: Config, job: Job, metrics: tuple[str, int] | None) -> None:
+    stop = asyncio.Event()
+    on_signal(stop.set)
+    engine = await start_engine(config, stop)
+    if engine is None:
+        raise Interrupted("Stopped by a signal before the model was ready.")
+    try:
+        await answer_with(engine, config, job, metrics, stop)
+    finally:
+        await engine.shutdown()
+
+
+async def answer_with(
+    engine: AsyncLLM, config: Config, job: Job, metrics: tuple[str, int] | None, stop: asyncio.Event
+) -> None:
+    registry, statistics = observe(config, engine)
+    if metrics is not None:
+        serve_metrics(*metrics, registry)
+    app = build_app(config, engine, registry)
+    context: Context = app.state.context
+    width = 2 * (config.scheduler.max_num_seqs or ROWS)  # the engine finds as many waiting as it runs
+    with Display(job) as display:
+
+        def take(line: Line, answer: Answer) -> None:
+            job.take(line, answer)
+            display.show()
+
+        answering = asyncio.ensure_future(
+            answer_lines(app, job.model, job.open_lines(app.state.batched), width, take),
+        )
+        try:
+            await first_of(answering, stop, engine)
+        finally:
+            await cancelled(answering)
+            statistics.cancel()
+            context.close()
+
+
+def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
+    try:
+        start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(f"Can't serve metrics on --host {host} --port {port}: {error.strerror}.") from None
+    logger.info("Prometheus metrics are on http://%s:%d/metrics.", host, port)
+
+
+async def first_of(answering: "asyncio.Future[None]", stop: asyncio.Event, engine: AsyncLLM) -> None:
+    """Wait until ``answering`` is done; raises Interrupted if a signal comes first, or EngineDeadError."""
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    dead: asyncio.Future[Any] = asyncio.ensure_future(engine.wait_dead())
+    await asyncio.wait((answering, stopping, dead), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    dead.cancel()
+    if dead.done():
+        await engine.check_health()
+    if not answering.done():
+        raise Interrupted("Stopped by a signal.")
+    answering.result()
+
+
+class Display:
+    """A bar on a terminal, elsewhere a log line now and then. A context manager."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._said = time.monotonic()
+        columns = (
+            TextColumn("Answered"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} failed"),
+        )
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._task = self._bar.add_task("", total=job.total, completed=job.answered, failed=0)
+
+    def __enter__(self) -> Self:
+        if self._bar.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self) -> None:
+        job = self._job
+        self._bar.update(self._task, completed=job.answered, failed=job.failed)
+        if not self._bar.console.is_terminal and time.monotonic() > self._said + LOG_SECONDS:
+            self._said = time.monotonic()
+            logger.info("%d of %d lines are answered, %d of them with an error.", job.answered, job.total, job.failed)
