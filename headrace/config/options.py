@@ -208,4 +208,11 @@ class ServerOptions:
     request_arrival_timeout: float = option(
         30.0, "Seconds in which a request must have arrived whole; its connection is closed then.", minimum=0.1
     )
+    max_stored_responses: int = option(
+        1000, "Most responses of /v1/responses kept for later; the least recently used leave first.", minimum=0
+    )
+    max_stored_response_bytes: int = option(256 * 2**20, "Most memory for them, counted as JSON.", size=True, minimum=0)
+    stored_response_lifetime: float = option(
+        86400.0, "Seconds after its last use for which a response is kept.", minimum=0
+    )
     max_request_bytes: int = option(32 * 2**20, "Largest request body.", size=True, minimum=1)

@@ -19,6 +19,7 @@ from headrace.server import (
     info,
     pooling,
     profile,
+    responses,
     score,
     tokens,
     ui,
@@ -43,7 +44,9 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         redoc_url=None,
     )
     app.state.context = Context(config, engine, registry)
+    app.state.responses = responses.Store(server)
     routers = [room.router for room in (info, completions, chat, generate, tokens, embeddings, pooling, score)]
+    routers.append(responses.router)
     if profiler_settings(config.profiling.profiler_config):
         routers.append(profile.router)
     if server.server_dev_mode:

@@ -1,0 +1,46 @@
+"""Responses that are made while nobody waits for them."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+
+from headrace.errors import QueueFullError
+from headrace.server.responses.store import Record, Store
+from headrace.server.responses.writer import Event, ResponseWriter, framed
+from headrace.server.sse import cancelled
+
+
+class Background:
+    """Begins at once, and keeps the events if the record has room for them. Raises ``QueueFullError``."""
+
+    def __init__(self, store: Store, record: Record, writer: ResponseWriter):
+        self._store, self._record, self._writer = store, record, writer
+        store.add(record)
+        record.cancel = self._cancel
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        record = self._record
+        try:
+            async with aclosing(self._writer.events()) as events:
+                async for event in events:
+                    if record.events is not None:
+                        record.events.append(framed(event))
+                        record.tell()
+                        self._store.grow(record, len(record.events[-1]))
+            self._store.finish(record)
+        except QueueFullError as error:
+            self._end(self._writer.fail(error))
+
+    async def _cancel(self) -> None:
+        await cancelled(self._task)
+        if not self._record.response.finished:
+            self._end(self._writer.end("cancelled"))
+
+    def _end(self, events: Iterator[Event]) -> None:
+        frames = [framed(event) for event in events]
+        if self._record.events is not None:
+            self._record.events += frames
+        self._store.grow(self._record, sum(map(len, frames)))
+        self._store.finish(self._record)
+        self._record.tell()

@@ -1,0 +1,127 @@
+"""A response's request as the chat it is, and its admission. Knows the fields' names; ``items`` knows the input's."""
+
+from typing import Any
+
+from fastapi import Request
+
+from headrace.errors import RequestError
+from headrace.server.answers import Reading
+from headrace.server.chat import admit_chat
+from headrace.server.context import Context
+from headrace.server.generation import Job
+from headrace.server.protocol import ChatRequest, SamplingFields
+from headrace.server.responses.items import Item, chat_messages
+from headrace.server.responses.schema import LOGPROBS, ResponsesRequest
+
+SHARED = {
+    "model",
+    "parallel_tool_calls",
+    "top_logprobs",
+    "include_reasoning",
+    "chat_template",
+    *SamplingFields.model_fields,
+}
+TOO_LONG = ("input_tokens", "max_tokens")  # what the refusal of a prompt without room for an answer names
+RENAMED = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
+
+
+def chat_request(body: ResponsesRequest, items: list[Item]) -> ChatRequest:
+    """The chat that ``body`` asks for. Raises ``RequestError``."""
+    body.check()
+    tools, choice = tools_of(body)
+    text, effort = body.text, body.reasoning and body.reasoning.effort
+    kwargs = {"verbosity": text.verbosity} if text and text.verbosity else {}
+    logprobs = body.includes(LOGPROBS)
+    given = body.model_dump(include=SHARED, exclude_none=True)
+    given |= {
+        "messages": chat_messages(body.instructions, items),
+        "max_tokens": body.max_output_tokens,
+        "tools": tools,
+        "tool_choice": choice,
+        "logprobs": logprobs,
+        "response_format": response_format(text.format) if text and text.format else None,
+        "reasoning_effort": effort,
+        "chat_template_kwargs": kwargs | (body.chat_template_kwargs or {}),
+        # logprobs are told apart by the part of the answer that they come with
+        "stream": bool(body.stream or body.background or logprobs),
+        "stream_options": None,
+    }
+    return ChatRequest(**given)
+
+
+def response_format(given: dict[str, Any]) -> dict[str, Any]:
+    """``text.format`` as the chat's response_format, which has the schema one level deeper."""
+    if given.get("type") != "json_schema":
+        return given
+    if not isinstance(given.get("schema"), dict | bool):
+        raise RequestError("text.format.schema must be a JSON schema.", "text")
+    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
+
+
+def tools_of(body: ResponsesRequest) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+    """The chat's tools and tool_choice."""
+    tools = [chat_tool(tool) for tool in body.tools or []]
+    choice = body.tool_choice
+    if not isinstance(choice, dict):
+        return tools or None, choice
+    if choice.get("type") == "allowed_tools":
+        allowed = [tool.get("name") for tool in choice.get("tools") or [] if isinstance(tool, dict)]
+        missing = [name for name in allowed if name not in [tool["function"].get("name") for tool in tools]]
+        if missing or choice.get("mode") not in ("auto", "required"):
+            message = "tool_choice allowed_tools needs a mode, auto or required, and functions that are among tools."
+            raise RequestError(message, "tool_choice")
+        return [tool for tool in tools if tool["function"]["name"] in allowed], choice["mode"]
+    if choice.get("type") != "function":
+        message = f"tool_choice must name a function or allowed_tools, got the type {choice.get('type')!r}."
+        raise RequestError(message, "tool_choice")
+    return tools, {"type": "function", "function": {"name": choice.get("name")}}
+
+
+def chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        message = f"This server runs no tools of its own: tools may hold functions, not {tool.get('type')!r}."
+        raise RequestError(message, "tools")
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+
+
+async def admit_response(
+    context: Context, request: Request, body: ResponsesRequest, items: list[Item]
+) -> tuple[Job, Reading]:
+    """The job, and how its answer is read. Raises ``RequestError`` in terms of this API."""
+    try:
+        chat = chat_request(body, items)
+        job, _, reading = await admit_fitting(context, request, chat, truncate=body.truncation == "auto")
+    except RequestError as error:
+        if error.param == "messages":
+            error.param = "input"
+        elif error.param in RENAMED:
+            raise RequestError(str(error).replace(error.param, RENAMED[error.param]), RENAMED[error.param]) from None
+        raise
+    return job, reading
+
+
+async def admit_fitting(
+    context: Context, request: Request, chat: ChatRequest, *, truncate: bool
+) -> tuple[Job, str, Reading]:
+    """``admit_chat``; ``truncate`` drops as many of the oldest turns as have to go, but no system message in front."""
+    messages = chat.messages
+    head = messages[:1] if messages and messages[0]["role"] == "system" else []
+    starts = [place for place, message in enumerate(messages) if message["role"] == "user" and place > len(head)]
+    try:
+        return await admit_chat(context, request, chat, "resp")
+    except RequestError as error:
+        if not truncate or error.param not in TOO_LONG or not starts:
+            raise
+    chat.messages = head + messages[starts[-1] :]
+    admitted = await admit_chat(context, request, chat, "resp")
+    first, last = 0, len(starts) - 1  # the earliest start that fits is among these
+    while first < last:
+        middle = (first + last) // 2
+        longer = chat.model_copy(update={"messages": head + messages[starts[middle] :]})
+        try:
+            admitted = await admit_chat(context, request, longer, "resp")
+            chat.messages, last = longer.messages, middle
+        except RequestError:
+            first = middle + 1
+    return admitted

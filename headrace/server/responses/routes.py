@@ -1,0 +1,181 @@
+"""/v1/responses: made, streamed, kept, read again, cancelled and deleted. Knows the engine only through the writer."""
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.server.bodies import json_response
+from headrace.server.chat import rendered
+from headrace.server.context import Context, context_of
+from headrace.server.generate import as_generate_request
+from headrace.server.generation import check_body
+from headrace.server.responses.background import Background
+from headrace.server.responses.chat import admit_response, chat_request
+from headrace.server.responses.items import Item, input_items
+from headrace.server.responses.schema import ResponsesRequest
+from headrace.server.responses.store import Record, Store
+from headrace.server.responses.writer import Event, ResponseWriter, error_event, framed
+from headrace.server.routing import given_keys, key_accepted, new_router
+from headrace.server.sse import EventStream, answer
+
+router = new_router()
+
+
+@router.post("/v1/responses", tags=["generate"])
+async def create_response(body: ResponsesRequest, request: Request) -> Response:
+    context, owner, store = context_of(request), owner_of(request), store_of(request)
+    if body.background and not context.config.server.max_stored_responses:
+        message = "This server keeps no responses (--max-stored-responses 0), so it makes none in the background."
+        raise RequestError(message, "background")
+    items, history = items_of(store, owner, body)
+    job, reading = await admit_response(context, request, body, history + items)
+    writer = ResponseWriter(context, body, job, reading)
+    record = Record(owner, writer.response, items)
+    if body.background:
+        record.events = [] if body.stream else None
+        Background(store, record, writer)
+        return followed(context, record, 0) if body.stream else json_response(writer.response)
+    if body.stream:
+        return event_stream(context, frames(kept(store, record, writer)), lambda: writer.number)
+    await answer(request, exhausted(kept(store, record, writer)))
+    if writer.failure is not None:
+        raise writer.failure
+    return json_response(writer.response)
+
+
+@router.post("/v1/responses/render", tags=["tokens"])
+async def render_response(body: ResponsesRequest, request: Request) -> Response:
+    context = context_of(request)
+    items, history = items_of(store_of(request), owner_of(request), body)
+    job, _ = await admit_response(context, request, body, history + items)
+    return json_response(as_generate_request(context, body, job, job.prompts[0]))
+
+
+@router.post("/v1/responses/input_tokens", tags=["tokens"])
+async def count_input_tokens(body: ResponsesRequest, request: Request) -> Response:
+    context = context_of(request)
+    check_body(context, body)
+    items, history = items_of(store_of(request), owner_of(request), body)
+    text = await rendered(context, chat_request(body, history + items))
+    tokens = await context.in_thread("Tokenizing", context.engine.tokenizer.encode, text, False)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
+
+
+@router.get("/v1/responses/{response_id}", tags=["generate"])
+async def retrieve_response(
+    response_id: str,
+    request: Request,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=-1)] = -1,
+) -> Response:
+    record = store_of(request).find(response_id, owner_of(request))
+    if not stream:
+        return json_response(record.response)
+    if record.events is None:
+        raise RequestError("Only responses that were made with background and stream can be streamed again.", "stream")
+    return followed(context_of(request), record, starting_after + 1)
+
+
+@router.post("/v1/responses/{response_id}/cancel", tags=["generate"])
+async def cancel_response(response_id: str, request: Request) -> Response:
+    record = store_of(request).find(response_id, owner_of(request))
+    if record.cancel is None:
+        raise RequestError("Only responses that were made with background can be cancelled.", "response_id")
+    await record.cancel()
+    return json_response(record.response)
+
+
+@router.delete("/v1/responses/{response_id}", tags=["generate"])
+async def delete_response(response_id: str, request: Request) -> Response:
+    store = store_of(request)
+    record = store.find(response_id, owner_of(request))
+    store.remove(record)
+    if record.cancel is not None:
+        await record.cancel()
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get("/v1/responses/{response_id}/input_items", tags=["generate"])
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    order: Literal["asc", "desc"] = "desc",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+) -> Response:
+    """All that the model was shown but its instructions: what came before this response, and its own input."""
+    store, owner = store_of(request), owner_of(request)
+    record = store.find(response_id, owner)
+    items = store.history(record.response.previous_response_id, owner) + record.items
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        place = next((place for place, item in enumerate(items) if item.id == after), None)
+        if place is None:
+            raise RequestError(f"Item with id {after} not found.", "after")
+        items = items[place + 1 :]
+    page = items[:limit]
+    ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {"first_id": None, "last_id": None}
+    return json_response({"object": "list", "data": page, **ends, "has_more": len(items) > limit})
+
+
+# -- what they share ------------------------------------------------------------------------------------------------
+
+
+def store_of(request: Request) -> Store:
+    store: Store = request.app.state.responses
+    return store
+
+
+def owner_of(request: Request) -> str:
+    """The digest of the key that a request was let in with; "" where the server asks for none."""
+    keys = context_of(request).config.server.api_key
+    accepted = [key for key in given_keys(request.headers) if keys and key_accepted(key, keys)]
+    return hashlib.sha256(accepted[0].encode()).hexdigest() if accepted else ""
+
+
+def items_of(store: Store, owner: str, body: ResponsesRequest) -> tuple[list[Item], list[Item]]:
+    """The items of the request itself, and those before them. Raises ``RequestError``."""
+    previous = body.previous_response_id
+    if previous and not store.find(previous, owner, "previous_response_id").response.finished:
+        raise RequestError(f"Response {previous} is not finished yet.", "previous_response_id")
+    return input_items(body.input, lambda item_id: store.item(item_id, owner)), store.history(previous, owner)
+
+
+def followed(context: Context, record: Record, place: int) -> EventStream:
+    return event_stream(context, record.follow(place), lambda: len(record.events or []))
+
+
+def event_stream(context: Context, data: AsyncGenerator[bytes, None], number: Callable[[], int]) -> EventStream:
+    """``number``: of the event that follows, should the stream break."""
+
+    def failure(status: int, message: str, param: str | None) -> bytes:
+        return framed(error_event(number(), status, message, param))
+
+    return EventStream(data, context.config.server.sse_keep_alive_interval, failure=failure, end=b"")
+
+
+async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[Event, None]:
+    """A writer's events; the response can be looked up before its last event is told."""
+    async with aclosing(writer.events()) as events:
+        async for event in events:
+            if record.response.finished and record.response.store:
+                store.add(record)
+            yield event
+
+
+async def frames(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield framed(event)
+
+
+async def exhausted(events: AsyncGenerator[Event, None]) -> None:
+    async with aclosing(events):
+        async for _ in events:
+            pass

@@ -1,0 +1,202 @@
+"""A job's outputs as the events of a response, and the response itself: one way for streams, answers and background.
+
+Knows items and events; does not know what becomes of them.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from headrace.frontend.parsers.parser import Kind, Part, Piece
+from headrace.server.answers import Answers, Reading, new_call_id
+from headrace.server.bodies import TokenLogprob
+from headrace.server.context import Context
+from headrace.server.errors import describe
+from headrace.server.generation import Job, merged_outputs
+from headrace.server.logprobs import chat_logprobs, token_namer
+from headrace.server.responses.bodies import (
+    CachedTokens,
+    ResponseBody,
+    ResponseError,
+    ResponseUsage,
+    Status,
+)
+from headrace.server.responses.growing import GrowingCall, GrowingText, Step
+from headrace.server.responses.items import Status as ItemStatus
+from headrace.server.responses.schema import ENCRYPTED, ResponsesRequest
+from headrace.server.sse import event
+from headrace.types import RequestOutput
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+ENDS: dict[str | None, Status] = {"length": "incomplete", "abort": "cancelled"}  # by finish reason; others complete it
+CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}  # of a failed response, by HTTP status
+
+
+def framed(given: Event) -> bytes:
+    return event(given, given["type"])
+
+
+def error_event(number: int, status: int, message: str, param: str | None) -> Event:
+    """The last event of a stream that breaks for a reason that is not the response's."""
+    code = CODES.get(status, "server_error")
+    return {"type": "error", "sequence_number": number, "code": code, "message": message, "param": param}
+
+
+def response_body(body: ResponsesRequest, job: Job) -> ResponseBody:
+    """A response to ``body`` that has not begun."""
+    text, reasoning = body.text, body.reasoning
+    return ResponseBody(
+        id="resp_" + job.id.removeprefix("resp-"),
+        created_at=job.created,
+        status="queued" if body.background else "in_progress",
+        background=bool(body.background),
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
+        metadata=body.metadata or {},
+        model=job.model,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
+        reasoning={
+            "effort": reasoning.effort if reasoning else None,
+            "summary": reasoning.summary if reasoning else None,
+        },
+        safety_identifier=body.safety_identifier,
+        store=body.store is not False,
+        temperature=job.params.temperature,
+        text={
+            "format": (text and text.format) or {"type": "text"},
+            "verbosity": (text and text.verbosity) or "medium",
+        },
+        tool_choice=body.tool_choice or "auto",
+        tools=body.tools or [],
+        top_logprobs=body.top_logprobs or 0,
+        top_p=job.params.top_p,
+        truncation=body.truncation or "disabled",
+        user=body.user,
+    )
+
+
+class ResponseWriter:
+    """``response``: as far as it has come. ``failure``: why it failed."""
+
+    def __init__(self, context: Context, body: ResponsesRequest, job: Job, reading: Reading):
+        self.response = response_body(body, job)
+        self.failure: Exception | None = None
+        self._context, self._job, self._reading = context, job, reading
+        self._answers = Answers(reading)
+        self._encrypt = body.includes(ENCRYPTED)
+        self._name = token_namer(context, body)
+        self.number = 0  # of the next event
+        self._kinds: list[Kind] = []  # of the items
+        self._items: list[GrowingText | GrowingCall] = []  # the last one goes on
+        self._logprobs: list[TokenLogprob] = []  # that no event has brought yet
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """All events, each to be used before the next one is asked for. Closing this early aborts the job."""
+        response, reason = self.response, None
+        yield self._state("created")
+        yield self._state(response.status)
+        try:
+            async with aclosing(merged_outputs(self._context, self._job)) as outputs:
+                async for _, output in outputs:
+                    if response.status == "queued":
+                        response.status = "in_progress"
+                        yield self._state("in_progress")
+                    for given in self._take(output):
+                        yield given
+                    reason = output.outputs[0].finish_reason
+            last = self.end(ENDS.get(reason, "completed"))
+        except Exception as error:
+            last = self.fail(error)
+        for given in last:
+            yield given
+
+    def fail(self, error: Exception) -> Iterator[Event]:
+        """End because of an error."""
+        status, message, _ = describe(error)
+        if status == 500:
+            logger.error("Response %s failed.", self.response.id, exc_info=error)
+        self.failure = error
+        self.response.error = ResponseError(CODES.get(status, "server_error"), message)
+        return self.end("failed")
+
+    def end(self, status: Status) -> Iterator[Event]:
+        """Close what is open; the response is finished when its last event is given."""
+        response = self.response
+        yield from self._close("completed" if status == "completed" else "incomplete")
+        response.status = status
+        if status == "completed":
+            response.completed_at = int(time.time())
+        elif status == "incomplete":
+            response.incomplete_details = {"reason": "max_output_tokens"}
+        yield self._state(status)
+
+    def _take(self, output: RequestOutput) -> Iterator[Event]:
+        self._count(output)
+        (sequence,) = output.outputs
+        piece = self._answers.piece(sequence)
+        if sequence.logprobs is not None and self._brings_content(piece):
+            num_top = self.response.top_logprobs
+            self._logprobs += chat_logprobs(sequence.token_ids, sequence.logprobs, num_top, self._name).content
+        for part in piece.parts:
+            text = part.text
+            if part.kind not in self._kinds[-1:]:
+                yield from self._close("completed")
+                yield from self._open(part)
+                if part.kind in self._kinds[:-1]:
+                    text = text.lstrip()  # what parts it from the item before
+            if text:
+                logprobs, self._logprobs = self._logprobs, []
+                yield self._event(*self._items[-1].more(text, logprobs))
+
+    def _brings_content(self, piece: Piece) -> bool:
+        """Whether an output's tokens belong to a message; those without text to the one that goes on."""
+        if self._reading.plain:
+            return True
+        if not piece.parts:
+            return self._kinds[-1:] == ["content"]
+        return any(part.kind == "content" for part in piece.parts)
+
+    def _count(self, output: RequestOutput) -> None:
+        num, new = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+        if self.response.usage is None:
+            cached = CachedTokens(output.num_cached_tokens or 0)
+            self.response.usage = ResponseUsage(
+                input_tokens=num, input_tokens_details=cached, output_tokens=0, total_tokens=num
+            )
+        self.response.usage.output_tokens += new
+        self.response.usage.total_tokens += new
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _open(self, part: Part) -> Iterator[Event]:
+        self._kinds.append(part.kind)
+        if isinstance(part.kind, int):
+            self._items.append(GrowingCall(part.name or "", new_call_id(self._reading.short_ids)))
+        else:
+            self._items.append(GrowingText(part.kind, encrypt=self._encrypt))
+        self.response.output.append(self._items[-1].item)
+        yield from self._steps(self._items[-1].begin())
+
+    def _close(self, status: ItemStatus) -> Iterator[Event]:
+        if self._items:
+            yield from self._steps(self._items[-1].end(status))
+
+    def _steps(self, steps: Iterator[Step]) -> Iterator[Event]:
+        for name, fields in steps:
+            yield self._event(name, fields)
+
+    def _event(self, name: str, fields: Event) -> Event:
+        return self._numbered(name, {"output_index": len(self.response.output) - 1} | fields)
+
+    def _state(self, status: str) -> Event:
+        return self._numbered(status, {"response": self.response})
+
+    def _numbered(self, name: str, fields: Event) -> Event:
+        self.number += 1
+        return {"type": f"response.{name}", "sequence_number": self.number - 1} | fields
