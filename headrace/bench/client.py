@@ -17,7 +17,6 @@ import httptools
 import msgspec
 
 from headrace.bench.api import APIS, GARBAGE, Api, BadReply, Reply, error_text
-from headrace.errors import ConfigError
 
 CHECKS_PER_TIMEOUT = 20
 LONGEST_CHECK = 1.0  # seconds
@@ -33,15 +32,6 @@ class Target:
     headers: Mapping[str, str]
     timeout: float
     insecure: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # of the port, or of an IPv6 address
-            good = False
-        if not good:
-            raise ConfigError(f"{self.url!r} is no http:// or https:// address.")
 
     @property
     def api(self) -> Api:

@@ -6,6 +6,7 @@ is what the driver lets programs have, as torch reports it: less than the sheet'
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,13 @@ def device_called(name: str) -> Device:
         type=sheet.get("type", "cuda"),
         **rates,
     )
+
+
+def device_reported(name: str) -> Device | None:
+    """The device that its driver calls ``name``, such as NVIDIA H100 80GB HBM3; None if its data sheet isn't here."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    known = [sheet for sheet in (*SHEETS, "a100") if words.issuperset(sheet.split("-"))]
+    return device_called(max(known, key=len)) if known and "nvl" not in words else None
 
 
 def this_cpu() -> Device:

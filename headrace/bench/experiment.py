@@ -10,8 +10,9 @@ from typing import Any
 from headrace.bench.capacity import Objective
 from headrace.bench.files import read_json, write_json, writing
 from headrace.bench.parameters import DEFAULTS, Parameters, file_name, linked, measuring, name_of, with_flags
-from headrace.bench.server import as_typed, flag_value, key_of, need_command
+from headrace.bench.server import key_of
 from headrace.bench.snapshot import COMMANDS
+from headrace.command import as_typed, flag_value, need_command
 from headrace.errors import ConfigError
 
 SEEDS_PER_RUN = 1000  # by which a suite's seeds differ between its runs

@@ -4,7 +4,7 @@ The folder holds server.log (DEBUG), chat.json, benchmark.json, metrics before a
 and report.html. The server is any that speaks OpenAI's API; the benchmark is a command.
 """
 
-import json
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ from typing import Any
 import httpx
 
 from headrace.bench import snapshot
+from headrace.bench.api import APIS, BadReply, Reply
+from headrace.bench.client import Client, Lost, Target
+from headrace.bench.datasets import Sample
 from headrace.bench.files import write_json
 from headrace.bench.measures import statistics
 from headrace.bench.parameters import measuring, with_defaults
-from headrace.bench.remote import WORK_SECONDS, bearer, connected, first_model, key_environment
 from headrace.bench.report import report
-from headrace.bench.server import HEADRACE, as_typed, key_of, run_command, serving, tail, url_of
+from headrace.bench.server import key_of, run_command, serving, tail, url_of
+from headrace.command import HEADRACE, as_typed
 from headrace.errors import HeadraceError
+from headrace.remote import WORK_SECONDS, bearer, connected, first_model, key_environment
 
 QUESTIONS = (
     "In two sentences, what does a water wheel do?",
@@ -73,7 +77,8 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
         say(f"ready after {time.monotonic() - started:.1f} s")
         snapshot.save_versions(server, lab.folder)
         snapshot.save_metrics(server, lab.folder / snapshot.METRICS_BEFORE)
-        failures = [check_chat(lab, server, say)] if lab.chats else []
+        chats = Target(url + APIS["openai-chat"].endpoint, "openai-chat", bearer(key), WORK_SECONDS)
+        failures = [check_chat(lab, server, chats, say)] if lab.chats else []
         failures.append(measure(lab, bench, key, say))
         snapshot.save_metrics(server, lab.folder / snapshot.METRICS_AFTER)
     (lab.folder / REPORT).write_text(report(lab.folder))
@@ -96,15 +101,15 @@ def measure(lab: Lab, bench: Sequence[str], key: str | None, say: Callable[[str]
     return code != 0
 
 
-def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bool:
+def check_chat(lab: Lab, server: httpx.Client, target: Target, say: Callable[[str], None]) -> bool:
     """Ask questions one after another and keep what the answers took; whether that failed."""
     kept: dict[str, Any] = {"chats": []}
     try:
         model = first_model(server)["id"]
         for number in range(lab.chats):
             question = QUESTIONS[number % len(QUESTIONS)]
-            kept["chats"].append(ask(server, model, question, lab.chat_tokens))
-    except (httpx.HTTPError, HeadraceError, ValueError, LookupError) as error:
+            kept["chats"].append(ask(target, model, question, lab.chat_tokens))
+    except (HeadraceError, BadReply, Lost) as error:
         kept["error"] = f"The chat check ended early: {error}"
         say(kept["error"])
     for name in ("ttft", "total") if kept["chats"] else ():
@@ -115,37 +120,22 @@ def check_chat(lab: Lab, server: httpx.Client, say: Callable[[str], None]) -> bo
     return "error" in kept
 
 
-def ask(server: httpx.Client, model: str, question: str, max_tokens: int) -> dict[str, Any]:
+def ask(target: Target, model: str, question: str, max_tokens: int) -> dict[str, Any]:
     """One streamed chat: its answer, its tokens, and milliseconds to the first of them and to the end.
 
-    Raises HeadraceError with the server's reason if it refuses.
+    Raises Lost or BadReply with the reason if there is no answer.
     """
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": max_tokens,
-        "temperature": 0.2,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    started = time.perf_counter()
-    first, answer, tokens = None, "", 0
-    with server.stream("POST", "/v1/chat/completions", json=body, timeout=WORK_SECONDS) as response:
-        if not response.is_success:
-            raise HeadraceError(f"the server answered {response.status_code}: {response.read().decode()[:500]}")
-        for line in response.iter_lines():
-            if not line.startswith("data:") or line.endswith("[DONE]"):
-                continue
-            chunk = json.loads(line.removeprefix("data:"))
-            if "error" in chunk:
-                raise HeadraceError(f"the answer broke off: {chunk['error']}")
-            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-            delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
-            if text := delta.get("reasoning") or delta.get("reasoning_content") or delta.get("content"):
-                first = first or time.perf_counter()
-                answer += text
+    fields, reply = {"model": model, "max_tokens": max_tokens, "temperature": 0.2}, Reply()
+
+    async def send() -> float:
+        async with Client(target) as client:
+            started = time.perf_counter()
+            await client.send(target.api.body(Sample(question, 0, None)) | fields, reply)
+        return started
+
+    started = asyncio.run(send())
+    first = next((moment for moment, piece in zip(reply.times, reply.pieces, strict=True) if piece), None)
     if first is None:
-        raise HeadraceError("the server answered a chat with no text.")
-    total = time.perf_counter() - started
-    times = {"ttft_ms": 1000 * (first - started), "total_ms": 1000 * total}
-    return {"prompt": question, "answer": answer, "tokens": tokens} | times
+        raise BadReply("the server answered a chat with no text.")
+    times = {"ttft_ms": 1000 * (first - started), "total_ms": 1000 * (reply.times[-1] - started)}
+    return {"prompt": question, "answer": "".join(reply.pieces), "tokens": reply.output_tokens or 0} | times

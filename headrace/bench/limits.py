@@ -49,7 +49,7 @@ class Ceilings:
     flops_per_second: float
     layer_flops_per_second: float | None = None  # where the layers' matrices are of other numbers than the rest
 
-    def decode_step(self, model: Costed, batch: int, context: float) -> StepTime:
+    def decode_step(self, model: Costed, batch: float, context: float) -> StepTime:
         """Of one token for each of ``batch`` requests with ``context`` tokens in the cache."""
         cost = model.cost
         return StepTime(
@@ -110,10 +110,11 @@ def utilization(
     cost, lengths = model.cost, list(prompts)
     tokens = sum(lengths) + output_tokens
     num_bytes = steps * weights_read(cost, tokens / steps) + output_tokens * cache_read(cost, context)
-    flops = sum(prefill_flops(cost, length) for length in lengths)
     unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
-    flops += output_tokens * (cost.layer_flops + cost.head_flops + context * cost.attention_flops - unseen)
-    return Utilization(num_bytes / seconds / ceilings.bytes_per_second, flops / seconds / ceilings.flops_per_second)
+    others = cost.head_flops + context * cost.attention_flops - unseen
+    products = sum(ceilings.prefill_step(model, length).products for length in lengths)
+    products += output_tokens * (ceilings.layers(cost) + others / ceilings.flops_per_second)
+    return Utilization(num_bytes / seconds / ceilings.bytes_per_second, products / seconds)
 
 
 def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:

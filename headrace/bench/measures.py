@@ -113,11 +113,14 @@ def peak_tokens(good: Sequence[Outcome]) -> float:
 
 
 def peak_requests(good: Sequence[Outcome]) -> int:
-    starts, ends = [o.start for o in good], [o.start + o.latency for o in good]
-    moments = np.concatenate([starts, ends])
-    order = np.argsort(moments, kind="stable")
-    steps = np.where(order < len(starts), 1, -1)
-    return int(np.cumsum(steps).max(initial=0))
+    return int(crowd([(o.start, o.start + o.latency) for o in good])[1].max(initial=0))
+
+
+def crowd(intervals: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The moments at which an interval begins or ends, in order, and of how many it is the time from each on."""
+    moments = np.array(intervals, float).T.ravel()
+    order = np.argsort(moments, kind="stable")  # beginnings first
+    return moments[order], np.cumsum(np.where(order < len(intervals), 1, -1))
 
 
 def schedule(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[str, Any]:

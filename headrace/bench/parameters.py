@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.bench.files import read_json
+from headrace.command import dashed, has_flag, without_flag
 from headrace.errors import ConfigError
 
 Parameters = dict[str, Any]
@@ -114,12 +115,6 @@ def normal(fields: Parameters) -> Parameters:
     return {dashed(key): value for key, value in fields.items()}
 
 
-def dashed(key: str) -> str:
-    """A key as its flag has it; what follows a dot is a key inside an object and stays as it is."""
-    head, dot, rest = key.partition(".")
-    return head.replace("_", "-") + dot + rest
-
-
 def with_flags(words: Sequence[str], fields: Parameters) -> list[str]:
     """A command with a set's flags, each in place of the one that the command had."""
     command = list(words)
@@ -153,26 +148,3 @@ def measuring(
         defaults = defaults | {"base_url": url}
     kept = RESULT | {"result_dir": str(output.parent), "result_filename": output.name}
     return with_flags(with_defaults(bench, defaults), (fields or {}) | kept)
-
-
-def has_flag(words: Sequence[str], key: str) -> bool:
-    return any(spelled(word) in (f"--{dashed(key)}", f"--no-{dashed(key)}") for word in words)
-
-
-def without_flag(words: Sequence[str], flag: str, *, has_value: bool) -> list[str]:
-    rest: list[str] = []
-    skipping = False
-    for word in words:
-        if spelled(word) in (flag, flag.replace("--", "--no-", 1)):
-            skipping = has_value and "=" not in word
-        elif skipping and not word.startswith("--"):
-            skipping = False
-        else:
-            skipping = False
-            rest.append(word)
-    return rest
-
-
-def spelled(word: str) -> str:
-    """A word's flag in the usual spelling."""
-    return "--" + dashed(word[2:].partition("=")[0]) if word.startswith("--") else word

@@ -87,10 +87,8 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
     Raises ``ConfigError`` for what can't be had. That a model doesn't fit is no error: then ``fits`` is false.
     """
     config, device = setting.config, setting.device
-    files = found(config)
-    hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
+    hf_config, facts = settled(setting)
     notes = missing(setting, hf_config)
-    facts = settle(config, hf_config, {}, setting.place, device.memory_bytes)
     model = described(setting, hf_config, facts)
     (whole,) = shares(model, setting.place, 1, 1)
     parts = shares(model, setting.place, setting.tensor, setting.pipeline)
@@ -133,6 +131,18 @@ def plan(setting: Setting, batches: Sequence[int], context: int | None) -> dict[
         "prefill": speed.prefill(context),
         "notes": notes,
     }
+
+
+def speed_of(setting: Setting) -> "Speed":
+    """The least times alone."""
+    model = described(setting, *settled(setting))
+    return Speed(setting, model, shares(model, setting.place, setting.tensor, setting.pipeline))
+
+
+def settled(setting: Setting) -> tuple[PretrainedConfig, Facts]:
+    config = setting.config
+    hf_config = source.load_config(found(config), config.model.hf_overrides, config.model.trust_remote_code)
+    return hf_config, settle(config, hf_config, {}, setting.place, setting.device.memory_bytes)
 
 
 def found(config: Config) -> source.ModelFiles:
@@ -224,7 +234,7 @@ class Speed:
         number = (self.model.format and self.model.format.number) or dtype
         return Ceilings(device.bytes_per_second, device.flops(dtype), device.flops(number))
 
-    def decode(self, batch: int, context: int) -> dict[str, Any]:
+    def decode(self, batch: float, context: float) -> dict[str, Any]:
         """Of a step with one token of each of ``batch`` requests, and what each term of it costs a device."""
         steps = [self.ceilings.decode_step(part, batch, context) for part in self.parts]
         total, slowest, terms = self.sums(steps, batch)
@@ -244,7 +254,7 @@ class Speed:
         total, slowest, terms = self.sums([self.ceilings.prefill_step(part, tokens) for part in self.parts], tokens)
         return {"prompt_tokens": tokens, "ttft_ms": 1e3 * total, "tokens_per_second": tokens / slowest, **terms}
 
-    def sums(self, steps: list[StepTime], tokens: int) -> tuple[float, float, dict[str, Any]]:
+    def sums(self, steps: list[StepTime], tokens: float) -> tuple[float, float, dict[str, Any]]:
         """(seconds of all stages, of the slowest one, the terms) of a step of ``tokens`` tokens."""
         reduced = [self.all_reduce_bytes(part, tokens) for part in self.parts]
         hops = tokens * self.model.spec.dim * self.model.dtype.itemsize * (len(self.parts) - 1)
@@ -258,7 +268,7 @@ class Speed:
         }
         return sum(stages) + hops / self.link, max(stages), terms
 
-    def all_reduce_bytes(self, part: Share, tokens: int) -> int:
+    def all_reduce_bytes(self, part: Share, tokens: float) -> float:
         """Bytes each device of a stage sends: in a ring every rank passes on all parts but one, twice."""
         ranks, spec = self.setting.tensor, part.spec
         sums = len(spec.layers) * (1 if spec.wiring.parallel else 2)

@@ -5,8 +5,6 @@ Linux the command even learns of our death by SIGKILL. Knows a server by its URL
 """
 
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +17,10 @@ from typing import Any
 
 import httpx
 
-from headrace.bench.remote import api_key
+from headrace.command import flag_value, need_command
 from headrace.errors import ConfigError, HeadraceError
+from headrace.remote import api_key
 
-HEADRACE = [sys.executable, "-m", "headrace"]
-SECRETS = ("--api-key", "--hf-token", "--header")  # flags whose values are nobody else's business
 OBITUARY = [  # becomes the command that follows our pid, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
     *(sys.executable, "-ISc"),
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "
@@ -32,48 +29,6 @@ OBITUARY = [  # becomes the command that follows our pid, having asked for SIGTE
 GRACE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))  # what a group is sent, and its seconds to end; then SIGKILL
 POLL_SECONDS = 0.2
 TAIL_LINES = 12  # of a log that an error quotes
-
-
-def words_of(command: str | Sequence[str], flag: str) -> list[str]:
-    """A command as its words; ``headrace`` is the one of this installation. Raises ConfigError for bad quoting."""
-    try:
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
-        raise ConfigError(f"{flag} can't be split into words: {error}.") from None
-    if not words:
-        raise ConfigError(f"{flag} names no command.")
-    return [*HEADRACE, *words[1:]] if words[0] == "headrace" else words
-
-
-def need_command(words: Sequence[str]) -> None:
-    """Raise ConfigError if there is nothing to run."""
-    if shutil.which(words[0]) is None:
-        raise ConfigError(f"there is no command {words[0]!r}.")
-
-
-def as_typed(words: Sequence[str]) -> str:
-    """A command as a user would type it, but for its secrets: it goes into pages that are shown to others."""
-    ours = list(words[:3]) == HEADRACE
-    shown, secret = [], False
-    for word in ["headrace", *words[3:]] if ours else words:
-        flag, equals, _ = word.partition("=")
-        if word.startswith("-"):
-            known = flag.replace("_", "-") in SECRETS
-            secret = known and not equals  # then the words that follow are
-            shown.append(f"{flag}=***" if known and equals else word)
-        else:
-            shown.append("***" if secret else word)
-    return shlex.join(shown)
-
-
-def flag_value(words: Sequence[str], *flags: str) -> str | None:
-    """The value of the last of ``flags`` in a command, as ``--flag value`` or ``--flag=value``; None if absent."""
-    found = None
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") in flags:
-            found = value if equals else words[i + 1] if i + 1 < len(words) else None
-    return found
 
 
 def key_of(words: Sequence[str]) -> str | None:

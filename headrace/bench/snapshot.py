@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from headrace.bench.files import write_json
-from headrace.bench.remote import text_of
 from headrace.errors import HeadraceError
+from headrace.remote import json_of, text_of
 
 ENVIRONMENT = "environment.json"
 VERSIONS = "versions.json"
@@ -47,13 +47,6 @@ def save_metrics(server: httpx.Client, path: Path) -> None:
 
 def save_versions(server: httpx.Client, folder: Path) -> Any:
     """What the server says of itself: its version, and its models with their limits, which are returned."""
-    told = {path: json_or_none(text_of(server, path)) for path in ("/version", "/v1/models")}
+    told = {path: json_of(server, path) for path in ("/version", "/v1/models")}
     write_json(folder / VERSIONS, told)
     return (told["/v1/models"] or {}).get("data")
-
-
-def json_or_none(text: str | None) -> Any:
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return None

@@ -22,9 +22,10 @@ from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import read_json, write_json
 from headrace.bench.parameters import SUITE, SUITES, Parameters, file_name, flags_of, name_of, suite_point
-from headrace.bench.remote import WORK_SECONDS, bearer, connected, key_environment
-from headrace.bench.server import as_typed, flag_value, health, run_command, serving, tail
+from headrace.bench.server import health, run_command, serving, tail
+from headrace.command import as_typed, flag_value
 from headrace.errors import ConfigError, HeadraceError
+from headrace.remote import WORK_SECONDS, bearer, connected, key_environment
 
 RESET_ROUTES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")  # vLLM's, in its development mode
 FEWEST_PROMPTS = 10  # of a trial of --slo
@@ -113,7 +114,7 @@ class Sweep:
             for sibling in output.parent.glob(f"{output.stem}.*"):  # lists that the benchmark keeps beside its result
                 sibling.rename(sibling.with_name(sibling.name.replace(".partial.", ".")))
         if code or result is None:
-            write_json(failure, {"command": command, "returncode": code, "log": tail(log), "result": result})
+            write_json(failure, {"command": as_typed(command), "returncode": code, "log": tail(log), "result": result})
             raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
         failure.unlink(missing_ok=True)
         self._clean_up(own_seeds=SUITE in bench_set)

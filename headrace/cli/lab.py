@@ -23,7 +23,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from headrace.bench.lab import REPORT, Lab, run_lab
-    from headrace.bench.server import need_command, words_of
+    from headrace.command import need_command, words_of
 
     folder = Path(arguments.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from headrace.bench.files import writing
 from headrace.bench.numbers import above_zero, natural, positive
 from headrace.cli.parser import FlagParser
+from headrace.command import need_command, words_of
 from headrace.config.profiler import DEFAULT_DIRECTORY
 from headrace.errors import ConfigError, HeadraceError
 
@@ -87,19 +87,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def record_server(given: argparse.Namespace, directory: Path) -> tuple[Path, int]:
     """The trace that a server recorded, and the command's exit code."""
-    from headrace.bench.remote import api_key
-    from headrace.profiling.capture import Server, run_command, traces_since
+    from headrace import remote
+    from headrace.profiling import capture
 
     if given.command and (given.num_steps or given.seconds):
         raise ConfigError("the recording lasts as long as the command: leave --num-steps and --seconds out.")
-    server, started = Server(given.url, given.api_key or api_key()), time.time()
-    if given.command:
-        code, files = server.record(lambda: run_command(given.command, quiet=given.json))
-    else:
-        steps = given.num_steps or (None if given.seconds else DEFAULT_STEPS)
-        note(f"Recording {f'{steps} steps' if steps else f'{given.seconds:g} s'} of {given.url}; Ctrl-C ends it.")
-        code, files = server.record(lambda: server.wait(steps, given.seconds))
-    found = [Path(file) for file in files] or traces_since(Path(given.trace_dir or directory), started)
+    started = time.time()
+    steps = given.num_steps or (None if given.seconds else DEFAULT_STEPS)
+    with remote.connected(remote.address(given.url), remote.bearer(given.api_key or remote.api_key())) as server:
+        if given.command:
+            code, files = capture.record_server(server, lambda: capture.run_command(given.command, quiet=given.json))
+        else:
+            what = f"{steps} steps" if steps else f"{given.seconds:g} s"
+            idle = "" if given.seconds else f", as do {capture.IDLE_SECONDS:g} s without a step"
+            note(f"Recording {what} of {given.url}; Ctrl-C ends it{idle}.")
+            code, files = capture.record_server(server, lambda: capture.wait(server, steps, given.seconds))
+    found = [Path(file) for file in files] or capture.traces_since(Path(given.trace_dir or directory), started)
     if not found:
         raise HeadraceError(
             "the server doesn't say where it wrote the trace, or nothing was recorded: name its torch_profiler_dir "
@@ -117,9 +120,7 @@ def run_tool(given: argparse.Namespace) -> int:
 
     if given.json:
         raise ConfigError("--json has no figures to print of --tool: read its file with `headrace profile TRACE`.")
-    program = tools.own_words(given.command)[0]
-    if not (shutil.which(program) or Path(program).is_file()):
-        raise ConfigError(f"{program} can't be started: there is no such command.")
+    need_command(words_of(given.command, "what follows --"))
     out = Path(given.out or DEFAULT_DIRECTORY)
     run = tools.under(given.tool, given.command, out, given.skip_steps, given.num_steps)
     note(f"Running {run}\nCtrl-C ends it, and lets {given.tool} write {run.output}, which may take a while.")

@@ -12,31 +12,28 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from headrace.command import need_command, words_of
 from headrace.errors import ConfigError, HeadraceError
+from headrace.remote import profile, text_of
 
 SETTINGS = "HEADRACE_PROFILER_CONFIG"  # read by the command line, as --profiler-config
 STEPS_METRIC = re.compile(r"^vllm:iteration_tokens_total_count(?:\{.*\})? (\S+)", re.MULTILINE)
+OURS = "vllm:"  # what the names of metrics begin with where steps are counted
 POLL_SECONDS = 0.05
+IDLE_SECONDS = 60.0
 TRACE_NAMES = ("*.json", "*.json.gz")
-
-
-def own_words(command: Sequence[str]) -> list[str]:
-    """A command's words; ``headrace`` is the one of this installation, whatever the PATH holds."""
-    return [sys.executable, "-m", *command] if command[0] == "headrace" else list(command)
 
 
 def run_command(command: Sequence[str], quiet: bool, environment: dict[str, str] | None = None) -> int:
     """Run ``command`` to its end; its exit code. ``quiet``: what it prints goes to stderr."""
-    try:
-        with subprocess.Popen(
-            own_words(command), env=os.environ | (environment or {}), stdout=sys.stderr if quiet else None
-        ) as process:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # which the terminal sent to it as well
-                return process.wait()
-    except OSError as error:
-        raise ConfigError(f"{command[0]} can't be started: {error.strerror or error}.") from None
+    words = words_of(command, "what follows --")
+    need_command(words)
+    output = sys.stderr if quiet else None
+    with subprocess.Popen(words, env=os.environ | (environment or {}), stdout=output) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # which the terminal sent to it as well
+            return process.wait()
 
 
 def record_command(
@@ -61,61 +58,42 @@ def traces_since(directory: Path, started: float) -> list[Path]:
     return sorted(found, key=lambda path: ("async_llm" in path.name.lower(), path))
 
 
-class Server:
-    """A server that records profiles: ours, vLLM's or one that answers like them."""
-
-    def __init__(self, url: str, api_key: str | None):
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=None)
-
-    def record(self, during: Callable[[], int]) -> tuple[int, list[str]]:
-        """What ``during`` returns, and the files that the server says it wrote meanwhile: vLLM says nothing."""
-        with self._client:
-            answer = self._ask("POST", "/start_profile")
-            if answer.status_code == 404:
-                raise ConfigError(
-                    f"the server at {self._url} records no profiles: start it with --profiler-config "
-                    """'{"profiler": "torch", "torch_profiler_dir": "…"}'."""
-                )
-            check(answer)
-            try:
-                result = during()
-            finally:
-                stopped = self._ask("POST", "/stop_profile")
-            check(stopped)
-        with suppress(ValueError, AttributeError):  # no JSON, or no object
-            return result, stopped.json().get("files", [])
-        return result, []
-
-    def wait(self, steps: int | None, seconds: float | None) -> int:
-        """Until the server has made so many steps or so much time has passed, whichever comes first; Ctrl-C too."""
-        deadline = time.monotonic() + (float("inf") if seconds is None else seconds)
-        wanted = None if steps is None else self._steps() + steps
-        with suppress(KeyboardInterrupt):
-            while time.monotonic() < deadline and (wanted is None or self._steps() < wanted):
-                time.sleep(POLL_SECONDS)
-        return 0
-
-    def _steps(self) -> float:
-        found = STEPS_METRIC.findall(self._ask("GET", "/metrics").text)
-        if not found:
-            raise ConfigError(f"{self._url}/metrics doesn't count steps: say how long to record with --seconds.")
-        return sum(map(float, found))
-
-    def _ask(self, method: str, path: str) -> httpx.Response:
-        try:
-            return self._client.request(method, path)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-            raise ConfigError(f"--url {self._url} is no http:// or https:// address.") from None
-        except httpx.HTTPError as error:
-            raise HeadraceError(f"no server answers at {self._url}{path}: {error}.") from None
+def record_server(server: httpx.Client, during: Callable[[], int]) -> tuple[int, list[str]]:
+    """What ``during`` returns, and the files that the server says it wrote meanwhile."""
+    profile(server, "start")
+    try:
+        result = during()
+    finally:
+        files = profile(server, "stop")
+    return result, files
 
 
-def check(answer: httpx.Response) -> None:
-    if answer.is_error:
-        try:
-            reason = str(answer.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            reason = answer.text.strip()
-        raise HeadraceError(f"{answer.url} answered {answer.status_code}: {reason}")
+def wait(server: httpx.Client, steps: int | None, seconds: float | None) -> int:
+    """Until the server has made so many steps or so much time has passed, whichever comes first; Ctrl-C too.
+
+    Where time has no limit, IDLE_SECONDS without a step end it as well. Raises HeadraceError if none was made of those
+    that were to be counted.
+    """
+    begun = heard = time.monotonic()
+    first = latest = steps_of(server) if steps else 0.0
+    with suppress(KeyboardInterrupt):
+        while time.monotonic() < (begun + seconds if seconds else heard + IDLE_SECONDS):
+            if steps and latest >= first + steps:
+                break
+            time.sleep(POLL_SECONDS)
+            if steps and (count := steps_of(server)) > latest:
+                latest, heard = count, time.monotonic()
+    if steps and latest == first:
+        raise HeadraceError(
+            f"{server.base_url} made no step in {time.monotonic() - begun:.0f} s: ask it something meanwhile, for "
+            "instance by a command after --, as in `-- headrace bench serve`."
+        )
+    return 0
+
+
+def steps_of(server: httpx.Client) -> float:
+    """How many steps the server has made; it need not count before its first."""
+    metrics = text_of(server, "/metrics")
+    if metrics is None or OURS not in metrics:
+        raise ConfigError(f"{server.base_url}metrics doesn't count steps: say how long to record with --seconds.")
+    return sum(map(float, STEPS_METRIC.findall(metrics)))

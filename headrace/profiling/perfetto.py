@@ -1,13 +1,14 @@
 """Writes a trace for ui.perfetto.dev: torch's as it is, Nsight's as the same kind of events."""
 
 import gzip
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from headrace.profiling.torch_trace import GZIP_MAGIC
+from headrace.profiling.torch_trace import packed
 from headrace.profiling.trace import NSIGHT_SUFFIXES, Trace
 
 HOST = 1_000_000  # the process that stands for the host's ranges, above all devices
@@ -20,11 +21,13 @@ def write_perfetto(source: Path, trace: Trace, directory: Path) -> Path:
     if target.exists() and target.samefile(source):
         return target
     if source.suffix in NSIGHT_SUFFIXES:
-        document = {"traceEvents": list(events(trace)), "displayTimeUnit": "ms"}
-        target.write_bytes(gzip.compress(msgspec.json.encode(document)))
+        with gzip.open(target, "wb") as file:
+            file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
+            file.writelines((b"," if i else b"") + msgspec.json.encode(event) for i, event in enumerate(events(trace)))
+            file.write(b"]}")
     else:
-        data = source.read_bytes()
-        target.write_bytes(data if data.startswith(GZIP_MAGIC) else gzip.compress(data))
+        with source.open("rb") as data, target.open("wb") if packed(source) else gzip.open(target, "wb") as file:
+            shutil.copyfileobj(data, file)
     return target
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 
+from headrace.command import words_of
 from headrace.errors import ConfigError
-from headrace.profiling.capture import SETTINGS, own_words
+from headrace.profiling.capture import SETTINGS
 
 TOOLS = {
     "nsys": "Install Nsight Systems' command line from developer.nvidia.com/nsight-systems.",
@@ -50,7 +51,7 @@ def under(tool: str, command: Sequence[str], directory: Path, skipped: int, step
 
     ``steps``: nsys looks only at so many, after the ``skipped`` first.
     """
-    words = own_words(command)
+    words = words_of(command, "what follows --")
     if tool == "viztracer" and importlib.util.find_spec("viztracer"):
         return viztracer(words, directory / "viztracer.json.gz")
     program = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))

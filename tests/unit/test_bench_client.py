@@ -10,6 +10,7 @@ from headrace.bench.api import APIS, BadReply, Reply
 from headrace.bench.client import Client, Lost, Target
 from headrace.bench.datasets import Sample
 from headrace.errors import ConfigError
+from headrace.remote import address
 from tests.unit.scripted_server import HEAD, Call, Script, ScriptedServer
 
 CHUNK = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
@@ -227,6 +228,7 @@ def test_samples_that_an_api_cannot_send(backend: str, sample: Sample, sentence:
         APIS[backend].body(sample)
 
 
-def test_addresses_that_are_none() -> None:
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:70000", "http://x:0", "http://[::1"])
+def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError, match="no http:// or https:// address"):
-        Target("localhost:8000", "openai", {}, timeout=10)
+        address(url)

@@ -249,6 +249,22 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, capsys: pytest.Captur
     assert len(path.with_suffix(".requests.txt").read_text().splitlines()) == 25
 
 
+def test_figures_stand_beside_the_devices_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saving = ["--num-prompts", "2", "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
+    with ScriptedServer(paced) as server:
+        flags = ["--device", "h200", "--tp", "2", "--quantization", "fp8", "--model", "qwen3-0.6b"]
+        assert bench(server, *saving, *flags) == 0
+        assert "Limits of 2 × h200" in (out := capsys.readouterr().out) and "MBU" in out and "MFU" in out
+        found = saved(tmp_path)
+        keys = list(found)
+        assert keys.index("limit_device") > keys.index("failures") and found["limit_devices"] == 2
+        assert 0 < found["limit_tpot_ms"] < found["mean_tpot_ms"] and 0 < found["decode_mbu"] < 1
+        assert 1 <= found["mean_batch"] <= 2 and 0 < found["prefill_mfu"] < 1
+        assert bench(server, *saving) == 0  # a server that doesn't tell its device
+        out = capsys.readouterr().out
+        assert out.count("add --device") == 1 and "decode_mbu" not in saved(tmp_path)
+
+
 def test_conversations_carry_what_was_said(samples: Callable[[Sequence[Sample]], None], tmp_path: Path) -> None:
     async def script(call: Call) -> None:
         last = call.body["messages"][-1]["content"]
@@ -442,11 +458,11 @@ def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
             ["--backend", "openai-embeddings", "--temperature", "1"],
             "generates nothing: leave the flags of sampling out",
         ),
+        (["--device", "h20"], "--device h20 is not known; did you mean h200?"),
+        (["--tp", "2"], "--tensor-parallel-size without --device: name the device"),
         (["--save-result", "--result-dir", __file__], "can't be written to: File exists."),
         (["--save-result", "--result-filename", f"{__file__}/x.json"], "can't be written to: File exists."),
-        (["--base-url", "ftp://x"], "'ftp://x/v1/completions' is no http:// or https:// address"),
-        (["--base-url", "http://x:70000"], "is no http:// or https:// address"),
-        (["--base-url", "http://[::1"], "is no http:// or https:// address"),
+        (["--base-url", "ftp://x"], "'ftp://x' is no http:// or https:// address"),
     ],
 )
 def test_flags_that_cannot_work(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

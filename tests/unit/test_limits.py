@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from headrace.bench.devices import device_called, device_reported
 from headrace.bench.limits import Ceilings, utilization
+from headrace.bench.load import Outcome
+from headrace.bench.reached import cached_share, lines_of, reached, work_of
+from headrace.bench.roofline import Setting, speed_of
+from headrace.config import Config
 from headrace.types import StepCost
 
 
@@ -46,3 +51,42 @@ def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
     prompts = utilization(DENSE, CEILINGS, seconds=CEILINGS.prefill_step(DENSE, 100).total, steps=1, prompts=[100])
     assert prompts.mfu == pytest.approx(1.0)
     assert 0 < prompts.mbu < 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_server_is_judged_by_what_its_requests_needed(ranks: int) -> None:
+    config = Config.from_kwargs(model="llama-3.1-8b", load_format="dummy", max_model_len=4096)
+    speed = speed_of(Setting(config, device_called("h200"), ranks))
+    ttft, tpot = 4 * speed.prefill(500)["ttft_ms"] / 1000, 2 * speed.decode(3, 1050)["tpot_ms"] / 1000
+    outcomes = [
+        Outcome(index=i, prompt_len=1000, output_len=101, due=7.0, late=0, start=7.0, end=9.0, ttft=ttft,
+                latency=ttft + 100 * tpot, error="" if i < 3 else "HTTP 500")
+        for i in range(4)
+    ]  # fmt: skip
+    counted = "vllm:prefix_cache_hits_total{{}} {}\nvllm:prefix_cache_queries_total{{}} {}\n".format
+    assert cached_share(counted(10, 20), counted(60, 120)) == 0.5 and cached_share(None, "x_total 1\n") == 0
+    work = work_of(outcomes, 2 * (ttft + 100 * tpot), cached=0.5)
+    assert work.batch == pytest.approx(3) and work.prompts == [500] * 3 and work.context == pytest.approx(1050.5)
+    result = reached(speed, work)
+    assert result["limit_tpot_ms"] == pytest.approx(1000 * tpot / 2, rel=1e-3)
+    assert result["limit_ttft_ms"] == pytest.approx(1000 * ttft / 4)
+    link = speed.decode(3, 1050)["link_ms"] / speed.decode(3, 1050)["tpot_ms"]
+    assert result["decode_mbu"] == pytest.approx(0.5 * (1 - link), rel=1e-3)
+    assert 0.2 < result["prefill_mfu"] <= 0.25 and 0 < result["mfu"] < result["mbu"] < 0.26
+    name = "h200" if ranks == 1 else "2 × h200"
+    assert f"Limits of {name}" in lines_of(result, work)[0] and "50.0% of it reached" in lines_of(result, work)[1]
+
+
+def test_drivers_names_of_devices() -> None:
+    names = {
+        "NVIDIA H200": "h200",
+        "NVIDIA GH200 480GB": "gh200",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "NVIDIA A100-SXM4-40GB": "a100-40gb",
+        "NVIDIA A100 80GB PCIe": "a100-80gb",
+        "NVIDIA L40S": "l40s",
+        "Intel(R) Arc(TM) Pro B60 Graphics": "arc-b60",
+    }
+    assert {name: device.name if (device := device_reported(name)) else None for name in names} == names
+    assert device_reported("NVIDIA H100 NVL") is device_reported("NVIDIA GeForce RTX 4090") is None

@@ -17,7 +17,7 @@ from headrace.cli.main import main
 from headrace.cli.parser import FlagParser, config_from
 from headrace.config import Config, ProfilerSettings, profiler_settings
 from headrace.errors import ConfigError, HeadraceError
-from headrace.profiling import capture, tools
+from headrace.profiling import capture, tools, torch_trace
 from headrace.profiling.classes import class_of
 from headrace.profiling.summary import summarize
 from headrace.profiling.trace import Activity, in_turn, read_trace
@@ -141,6 +141,28 @@ def test_a_cpus_operators_count_their_own_time_only(tmp_path: Path) -> None:
     assert summary.recorded_us == 130 and summary.busy_share == pytest.approx(110 / 130)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_trace_is_read_in_parts(indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut where events end, whatever an event's arguments look like."""
+    monkeypatch.setattr(torch_trace, "PART_BYTES", 700)
+    monkeypatch.setattr(torch_trace, "MOST_BYTES", 8 * 700)
+    nested = {"parts": [{"a": 1}, {"b": "}, {"}], "text": "}, {"}
+    events = [
+        {"ph": "X", "cat": "cpu_op", "name": f"op {i % 3}", "pid": 1, "tid": 1, "ts": 10 * i, "dur": 5, "args": nested}
+        for i in range(100)
+    ]
+    document = {"deviceProperties": [], "traceEvents": events, "traceName": "}, {"}
+    path = tmp_path / "long.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(document, indent=indent).encode()))
+    assert sum(1 for _ in torch_trace.parts(path)) > 10
+    trace = read_trace(path)
+    assert [activity.start for activity in trace.activities] == [10 * i for i in range(100)]
+    assert summarize(trace).recorded_us == 995
+    path.write_bytes(gzip.compress(json.dumps(document).encode().replace(b'"op 2"', b"oops", 1)))
+    with pytest.raises(ConfigError, match="is no trace"):
+        read_trace(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     {
@@ -237,7 +259,7 @@ def test_what_is_no_trace(
         (["--tool", "viztracer", "--json", "--", "x"], "--json has no figures"),
         (["--seconds", "1", "--", "x"], "--seconds is for --url and --tool"),
         (["--url", "http://x", "--num-steps", "3", "--", "x"], "leave --num-steps and --seconds out"),
-        (["--out", "/nowhere", "--", "/no/such/program"], "/no/such/program can't be started"),
+        (["--out", "/nowhere", "--", "/no/such/program"], "there is no command '/no/such/program'"),
     ],
 )
 def test_what_cannot_be_asked(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,19 +407,33 @@ def test_a_server_that_records_nothing_or_fails(monkeypatch: pytest.MonkeyPatch)
     def answer(request: httpx.Request) -> httpx.Response:
         return answers[request.url.path]
 
-    def server() -> capture.Server:
-        made = capture.Server("http://server/v1/", None)
-        made._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
-        return made
-
+    server = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
     with pytest.raises(ConfigError, match="records no profiles: start it with --profiler-config"):
-        server().record(lambda: 0)
+        capture.record_server(server, lambda: 0)
     answers["/start_profile"] = httpx.Response(409, json={"error": {"message": "Busy."}})
     with pytest.raises(HeadraceError, match="answered 409: Busy"):
-        server().record(lambda: 0)
+        capture.record_server(server, lambda: 0)
     answers |= {"/start_profile": httpx.Response(200), "/stop_profile": httpx.Response(200)}  # as vLLM
-    assert server().record(lambda: 3) == (3, [])
+    assert capture.record_server(server, lambda: 3) == (3, [])
     answers["/metrics"] = httpx.Response(200, text="nothing 1\n")
     with pytest.raises(ConfigError, match="say how long to record with --seconds"):
-        server().wait(5, None)
-    assert server().wait(None, 0.0) == 0
+        capture.wait(server, 5, None)
+    assert capture.wait(server, None, 0.01) == 0
+
+
+def test_an_idle_server_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "IDLE_SECONDS", 0.2)
+    counts: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        made = counts.pop(0) if counts else None
+        counted = "" if made is None else f'vllm:iteration_tokens_total_count{{engine="0"}} {made}\n'
+        return httpx.Response(200, text=f"vllm:num_requests_running 0\n{counted}")
+
+    server = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with pytest.raises(HeadraceError, match="made no step in 0 s: ask it something meanwhile"):
+        capture.wait(server, 5, None)
+    counts += [0, 1, 3, 5, 9]
+    assert capture.wait(server, 5, None) == 0 and counts == [9]
+    counts[:] = [0, 1, 1]
+    assert capture.wait(server, 5, None) == 0  # what was recorded is worth reading

@@ -17,8 +17,9 @@ import pytest
 from headrace.bench import server as server_module
 from headrace.bench.capacity import Trial, judge, largest_rate, parse_slo, saturation
 from headrace.bench.parameters import with_flags
-from headrace.bench.server import as_typed, serving, url_of
+from headrace.bench.server import serving, url_of
 from headrace.cli.main import main
+from headrace.command import as_typed
 from headrace.errors import HeadraceError
 
 SERVER = """
@@ -146,11 +147,12 @@ def test_the_form_of_vllm(tmp_path: Path, scripts: dict[str, str]) -> None:
 def test_resumes_with_what_is_missing(
     tmp_path: Path, scripts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = scripts | {"bench": scripts["bench"] + " FAIL"}
+    broken = scripts | {"bench": scripts["bench"] + " FAIL --header Authorization=secret"}
     assert sweep(tmp_path, broken, "--rates", "1,2,4") == 1
     assert "the bench broke" in capsys.readouterr().err
     failure = json.loads((tmp_path / "trial/SERVE---BENCH--rate=2/run=0.failure.json").read_text())
     assert failure["returncode"] == 1 and "the bench broke" in failure["log"]
+    assert "--header '***'" in failure["command"] and "secret" not in json.dumps(failure)
     assert sweep(tmp_path, broken, "--rates", "1,2,4") == 2
     assert "add --resume, or choose another -e." in capsys.readouterr().err
     assert sweep(tmp_path, scripts, "--rates", "1,2,4", "--resume") == 2  # of another --bench-cmd

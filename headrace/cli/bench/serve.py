@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from headrace.bench import datasets, measures, remote, results, serve
+from headrace import remote
+from headrace.bench import datasets, measures, results, serve
 from headrace.bench.client import Target
 from headrace.bench.load import Request
 from headrace.bench.reading import Result, as_csv, as_text, rows_of
 from headrace.bench.serve import Plan, Run
-from headrace.cli.bench import serve_flags
+from headrace.cli.bench import limits, serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
 from headrace.config.options import LoadOptions, ModelOptions
 from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
+    from headrace.bench.roofline import Speed
     from headrace.frontend.tokenizer import Tokenizer
 
 __all__ = ["add_arguments", "run"]
@@ -43,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     server = remote.connected(base, headers, arguments.insecure)
     card = {"id": arguments.model, "root": arguments.model} if arguments.model else remote.first_model(server)
     name, root = card["id"], card["root"]
+    speed = limits.speed_of(arguments, root, server)
     tokenizer = None if arguments.skip_tokenizer_init else load_tokenizer(arguments, root)
     plan = Plan(
         target,
@@ -58,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     result |= measures.speculation(before, after)
     result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
+    said = judged(speed, done, result, before, after)
     print_result(arguments, plan, done, result)
+    print(*said, sep="\n")
     trouble = save(arguments, directory, result) if saves else []
     for sentence in trouble:
         print(f"headrace: error: {sentence}.", file=sys.stderr)
@@ -158,6 +163,19 @@ def beyond(arguments: argparse.Namespace, plan: Plan, done: Run, **detailed: Any
     if any(request.at for request in plan.requests):
         result["schedule"] = measures.schedule(done.outcomes, arguments.metric_percentiles)
     return result | (detailed if arguments.save_detailed else {})
+
+
+def judged(speed: "Speed | str", done: Run, result: dict[str, Any], before: str | None, after: str | None) -> list[str]:
+    """Add to ``result`` how near it is to the device's limits; returns lines that say so, or why that isn't known."""
+    if isinstance(speed, str):
+        return [speed]
+    if not result["completed"]:
+        return []
+    from headrace.bench import reached
+
+    work = reached.work_of(done.outcomes, done.duration, reached.cached_share(before, after))
+    result |= reached.reached(speed, work)
+    return reached.lines_of(result, work)
 
 
 def print_result(arguments: argparse.Namespace, plan: Plan, done: Run, result: dict[str, Any]) -> None:

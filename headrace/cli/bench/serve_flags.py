@@ -9,10 +9,11 @@ from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
 from headrace.bench.numbers import listed, natural, number, positive, rate
-from headrace.bench.remote import api_key, bearer
 from headrace.bench.serve import RampUp
+from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
+from headrace.remote import address, api_key, bearer
 
 GENERATING = ["ttft", "tpot", "itl"]
 PROMISES = ("ttft", "tpot", "e2el")  # what --goodput can ask for
@@ -34,6 +35,7 @@ def add_arguments(parser: FlagParser) -> None:
     add_request(parser)
     add_output(parser)
     datasets.add_arguments(parser)
+    limits.add_arguments(parser)
     for name in ELSEWHERE:
         parser.add_argument(f"--{name.replace('_', '-')}", nargs="*", help=argparse.SUPPRESS)
 
@@ -131,10 +133,8 @@ def api_of(arguments: argparse.Namespace) -> Api:
 
 
 def base_url(arguments: argparse.Namespace) -> str:
-    """Without a slash at the end, and without the /v1 that routes begin with."""
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    url: str = arguments.base_url or f"http://{host}:{arguments.port}"
-    return url.rstrip("/").removesuffix("/v1")
+    return address(arguments.base_url or f"http://{host}:{arguments.port}")
 
 
 def headers_of(arguments: argparse.Namespace) -> dict[str, str]:

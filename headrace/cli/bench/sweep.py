@@ -11,10 +11,12 @@ from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import writing
 from headrace.bench.numbers import above_zero, listed, natural, positive, rate
 from headrace.bench.parameters import SUITES, read_links, read_parameters, suite_points
-from headrace.bench.server import as_typed, url_of, words_of
+from headrace.bench.server import url_of
 from headrace.bench.sweep import Sweep, averaged, saturations
 from headrace.cli.parser import FlagParser
+from headrace.command import as_typed, words_of
 from headrace.errors import ConfigError
+from headrace.remote import address
 
 RUNS_OF_SERVE = 3  # vLLM's default for `sweep serve`; a suite has many points, and each is run once
 
@@ -96,7 +98,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         folder=Path(arguments.output_dir) / (arguments.experiment_name or datetime.now().strftime("%Y%m%d_%H%M%S")),
         bench=words_of(arguments.bench_cmd, "--bench-cmd"),
         serve=serve,
-        url=url_of(serve) if serve else arguments.base_url.rstrip("/"),
+        url=url_of(serve) if serve else address(arguments.base_url),
         serve_sets=read_parameters(arguments.serve_params, "--serve-params"),
         bench_sets=bench_sets,
         links=read_links(arguments.link_vars),
