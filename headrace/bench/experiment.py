@@ -10,7 +10,7 @@ from typing import Any
 from headrace.bench.capacity import Objective
 from headrace.bench.files import read_json, write_json, writing
 from headrace.bench.parameters import DEFAULTS, Parameters, file_name, linked, measuring, name_of, with_flags
-from headrace.bench.server import key_of
+from headrace.bench.server import key_of, need_free, need_server
 from headrace.bench.snapshot import COMMANDS
 from headrace.command import as_typed, flag_value, need_command
 from headrace.errors import ConfigError
@@ -78,7 +78,10 @@ class Plan:
         return command
 
     def open_folder(self, resume: bool) -> None:
-        """Make the folder, or check that the sweep in it is this one. Raises ConfigError if it is not, or not meant."""
+        """Make the folder, or check that the sweep in it is this one.
+
+        Raises ConfigError if it is not, or not meant; and what a sweep can't begin without, lest an empty folder stay.
+        """
         for words in filter(None, (self.serve, self.bench, self.after_bench)):
             need_command(words)
         path = self.folder / COMMANDS
@@ -91,5 +94,6 @@ class Plan:
             return
         if resume:
             raise ConfigError(f"there is no sweep to resume in {self.folder}: leave --resume out, or correct -o or -e.")
+        (need_free if self.serve else need_server)(self.url)
         with writing(self.folder):
             write_json(path, commands)

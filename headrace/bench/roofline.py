@@ -25,7 +25,7 @@ from headrace.models import packaged, source
 from headrace.models.registry import spec_for
 from headrace.models.spec import Spec
 from headrace.runner.facts import Facts, model_limit, settle
-from headrace.runner.graphs import capture_sizes
+from headrace.runner.graphs import LARGEST, capture_sizes
 from headrace.runner.memory import block_bytes, cache_budget, group_layers
 from headrace.runner.rows import Rows
 
@@ -205,12 +205,30 @@ def memory_of(setting: Setting, part: Share, facts: Facts, vocab_size: int) -> M
     if setting.place.type == CPU:
         left = min(cache_budget(config, setting.place, peak), device.memory_bytes - part.weight_bytes - tables - peak)
         return Memory(part.weight_bytes, tables, 0, peak, 0, left)
-    sizes = capture_sizes(config, facts.max_num_batched_tokens, facts.max_num_seqs)
-    graphs = sum(sizes) * (part.spec.dim + vocab_size) * size + (GRAPH_BYTES if sizes else 0)  # hidden states, logits
+    graphs = graph_bytes(
+        capture_sizes(config, facts.max_num_batched_tokens, facts.max_num_seqs), part, facts, vocab_size
+    )
     runtime = CONTEXT_BYTES + (COMMUNICATION_BYTES if setting.tensor * setting.pipeline > 1 else 0)
     taken = part.weight_bytes + tables + runtime + peak + graphs
     left = int(device.memory_bytes * config.cache.gpu_memory_utilization) - taken
     return Memory(part.weight_bytes, tables, runtime, peak, graphs, config.cache.kv_cache_memory_bytes or left)
+
+
+def graph_bytes(sizes: Sequence[int], part: Share, facts: Facts, vocab_size: int) -> int:
+    """As much as ``Runner._measure_graphs`` keeps free: of the largest size, and of all others by the second's tokens.
+
+    A captured step leaves its hidden states, and the logits of those rows that it draws for; smaller sizes are captured
+    twice, the second time with prefill and without logits.
+    """
+    if not sizes:
+        return 0
+
+    def left(tokens: int) -> int:
+        hidden = tokens * part.spec.dim * (2 if tokens <= LARGEST else 1)
+        return (hidden + min(tokens, facts.max_num_seqs) * vocab_size) * facts.dtype.itemsize
+
+    *others, largest = sizes
+    return GRAPH_BYTES + left(largest) + left(max(others, default=0)) * sum(others) // max(others, default=1)
 
 
 def cache_of(part: Share, memory: Memory, facts: Facts, model: Model) -> Cache:

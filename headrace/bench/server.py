@@ -63,8 +63,7 @@ def serving(
     Raises HeadraceError, with the end of the log, if it ends or is not ready in ``ready_seconds``; ConfigError if
     somebody serves there already, whom we would measure instead.
     """
-    if health(url) is not None:
-        raise ConfigError(f"something already answers at {url}: stop it, or give the new server another --port.")
+    need_free(url)
     with running(words, log, show=show, environment=environment) as process:
         deadline = time.monotonic() + ready_seconds
         while health(url) != 200:
@@ -182,6 +181,18 @@ def following(log: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def need_free(url: str) -> None:
+    """Raise ConfigError if somebody answers there."""
+    if health(url) is not None:
+        raise ConfigError(f"something already answers at {url}: stop it, or give the new server another --port.")
+
+
+def need_server(url: str) -> None:
+    """Raise HeadraceError if nobody does."""
+    if health(url) is None:
+        raise HeadraceError(f"no server answers at {url}.")
 
 
 def health(url: str) -> int | None:

@@ -22,7 +22,7 @@ from headrace.bench.capacity import Trial, judge, largest_rate, saturation
 from headrace.bench.experiment import Plan, Search
 from headrace.bench.files import read_json, write_json
 from headrace.bench.parameters import SUITE, SUITES, Parameters, file_name, flags_of, name_of, suite_point
-from headrace.bench.server import health, run_command, serving, tail
+from headrace.bench.server import need_server, run_command, serving, tail
 from headrace.command import as_typed, flag_value
 from headrace.errors import ConfigError, HeadraceError
 from headrace.remote import WORK_SECONDS, bearer, connected, key_environment
@@ -156,8 +156,7 @@ class Sweep:
         """The server of a parameter set, or the one that runs already; its metrics before and after are kept."""
         name = file_name(f"SERVE--{name_of(serve_set)}")
         if self.plan.serve is None:
-            if health(self.plan.url) is None:
-                raise HeadraceError(f"no server answers at {self.plan.url}.")
+            need_server(self.plan.url)
             with self._observed(name):
                 yield None
             return

@@ -182,9 +182,15 @@ def test_largest_rate_that_keeps_an_slo(
     assert f"kept up to {found['largest_rate']:g} requests/s" in capsys.readouterr().out
 
 
-def test_a_command_that_is_not_there_leaves_no_folder(
+def test_a_sweep_that_is_refused_leaves_no_folder(
     tmp_path: Path, scripts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with socket.create_server(("127.0.0.1", int(scripts["url"].rpartition(":")[2]))):
+        assert sweep(tmp_path, scripts, "--rates", "1") == 2
+    assert main(["bench", "sweep", "--base-url", scripts["url"], "-o", str(tmp_path), "-e", "trial"]) == 1
+    assert main(["bench", "sweep", "--base-url", "x", "-o", str(tmp_path), "-e", "trial"]) == 2
+    busy, silent, wrong = capsys.readouterr().err.splitlines()
+    assert "something already answers" in busy and "no server answers" in silent and "'x' is no http://" in wrong
     for command in ("serve", "bench"):
         assert sweep(tmp_path, scripts | {command: "nowhere to be found"}, "--rates", "1") == 2
     assert main(["lab", "--out", str(tmp_path / "trial"), "--", "nowhere"]) == 2
