@@ -16,6 +16,7 @@ class StructuredSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     disable_fallback: bool = False  # there is nothing to fall back to
     disable_any_whitespace: bool = False  # JSON without spaces, for every request
     disable_additional_properties: bool = False  # objects of schemas hold what is named only, unless they say otherwise
+    enable_in_reasoning: bool = False  # outputs have their form from the first token on, so a model can't think first
 
 
 def structured_settings(value: dict[str, Any]) -> StructuredSettings:

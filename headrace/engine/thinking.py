@@ -1,5 +1,7 @@
 """Where one sequence stands in its reasoning, told by its tokens. Does not know text, formats or grammars."""
 
+from collections.abc import Sequence
+
 from headrace.types import Thinking
 
 SLACK = 3  # tokens, of space mostly, that may come before reasoning begins
@@ -33,6 +35,12 @@ class Thinker:
             self.close()
         self.answering = self.answering or self._after(self.marks.gates) > 0
 
+    def accept_all(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if not (self.inside or self.open or self.marks.gates):
+                return
+            self.accept(token_id)
+
     def close(self) -> None:
         """Reasoning is over, or didn't begin where it had to."""
         self.inside = self.open = False
@@ -42,6 +50,7 @@ class Thinker:
         self.num_tokens += 1
         if length := self._after(self.marks.ends):
             self.num_tokens -= length
+            self.forced = self.forced if self.marks.gates else []  # it may have come with the first of those forced
             self.close()
         else:
             self._limit()

@@ -172,7 +172,8 @@ class AsyncLLM:
         if request_id in self._tracker.tracks:
             raise RequestError(f"The request id {request_id} is in use.", "request_id")
         door, params = self._door, sampling_params
-        track = Track(request_id, door.text_of(prompt), token_ids, params, door.tokenizer, door.grammar(params))
+        held = door.grammar(params), door.thinking(params, token_ids)
+        track = Track(request_id, door.text_of(prompt), token_ids, params, door.tokenizer, *held)
         self._tracker.add(track)
         news = self._news[request_id] = Bell()
         try:

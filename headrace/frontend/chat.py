@@ -97,6 +97,11 @@ def parse_message(message: Mapping[str, Any], content_format: str) -> Message:
     return parsed
 
 
+def final_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last message."""
+    return "\n".join(content_texts(messages[-1].get("content")))
+
+
 def content_texts(content: Any) -> Iterator[str]:
     """The texts of a message's content: None, a string, or a list of strings and text parts."""
     if content is None:
@@ -146,6 +151,12 @@ def load_chat_template(value: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigError(f"--chat-template {value} is neither Jinja text nor a readable file ({reason}).") from None
+
+
+def own_template(tokenizer: "Tokenizer | None") -> str:
+    """The text of the model's own chat templates; "" if it has none."""
+    template = None if tokenizer is None else tokenizer.hf.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
 
 
 def pick_template(tokenizer: "Tokenizer", chat_template: str | None, tools: list[dict[str, Any]] | None) -> str:

@@ -11,12 +11,15 @@ from headrace.config import Config
 from headrace.config.plugin import load_class
 from headrace.config.structured import structured_settings
 from headrace.errors import RequestError
+from headrace.frontend.chat import load_chat_template, own_template
 from headrace.frontend.grammar import grammar_of
+from headrace.frontend.parsers.choose import choose_formats, place_of
+from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt
 from headrace.models.source import ModelFiles
-from headrace.types import EngineInfo, PoolingParams, SamplingParams
+from headrace.types import EngineInfo, PoolingParams, SamplingParams, Thinking
 
 Prompt = str | list[int] | dict[str, Any]  # a text, its token ids, or {"prompt": …} or {"prompt_token_ids": …}
 
@@ -29,6 +32,11 @@ class Door:
         processors = [load_class("--logits-processors", path) for path in config.model.logits_processors]
         self._structured = structured_settings(config.frontend.structured_outputs_config)
         self._validators = [processor.validate_params for processor in processors]
+        self.formats = choose_formats(
+            config, load_chat_template(config.frontend.chat_template) or own_template(tokenizer)
+        )
+        reasoning = self.formats.reasoning
+        self.marks = Marks(reasoning, tokenizer) if tokenizer and reasoning else None
 
     def admit(
         self,
@@ -47,6 +55,7 @@ class Door:
         check_params(params, len(token_ids), self.config, self.info)
         if self.tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("stop and bad_words need a tokenizer, and --skip-tokenizer-init left it out.", "stop")
+        self.thinking(params, token_ids)
         for validate in self._validators:
             try:
                 validate(params)
@@ -66,6 +75,29 @@ class Door:
         compact = wanted.disable_any_whitespace or settings.disable_any_whitespace
         closed = wanted.disable_additional_properties or settings.disable_additional_properties
         return grammar_of(replace(wanted, disable_any_whitespace=compact, disable_additional_properties=closed))
+
+    def placed(self, params: SamplingParams, prompt: str, continued: str | None) -> SamplingParams:
+        """``params`` of a chat, saying where the answer to ``prompt`` (going on with ``continued``) begins."""
+        if self.marks is None:
+            return params
+        return params.clone(reasoning=place_of(self.marks.format, prompt, continued))
+
+    def thinking(self, params: SamplingParams, prompt: list[int]) -> Thinking | None:
+        """How the engine is to follow the reasoning of an answer, if it has to. Raises ``RequestError``."""
+        budget, binds = params.thinking_token_budget, params.structured_outputs is not None
+        if budget is not None and self.marks is None:
+            raise RequestError(
+                "thinking_token_budget needs a model whose reasoning can be told: --reasoning-parser names its format.",
+                "thinking_token_budget",
+            )
+        if binds and self._structured.enable_in_reasoning:
+            if budget is not None:
+                message = "thinking_token_budget can't be kept here: structured outputs hold for reasoning, too."
+                raise RequestError(message, "thinking_token_budget")
+            return None
+        if self.marks is None or (budget is None and not (binds and params.reasoning)):
+            return None
+        return self.marks.thinking(params.reasoning or self.marks.place_after(prompt), budget)
 
     def admit_pooling(
         self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headrace.config import Config
 from headrace.engine.core import Engine
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
-from headrace.frontend.chat import load_chat_template, render_chat
+from headrace.frontend.chat import final_text, load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
@@ -95,8 +95,12 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``."""
+        """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``.
+
+        ``tools`` are shown to the model by its template; calls are text, like all of the answer.
+        """
         if not isinstance(messages, list | tuple):
             raise RequestError(f"A conversation is a list of messages, got {messages!r}.", "messages")
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else list(messages)
@@ -110,10 +114,12 @@ class LLM:
                 continue_final_message=continue_final_message,
                 content_format=options.chat_template_content_format,
                 template_kwargs=options.default_chat_template_kwargs | (chat_template_kwargs or {}),
+                tools=tools,
             )
             for conversation in conversations
         ]
-        params = self._params(sampling_params, len(texts))
+        continued = [final_text(conversation) if continue_final_message else None for conversation in conversations]
+        params = map(self._door.placed, self._params(sampling_params, len(texts)), texts, continued)
         tracks = [self._track(text, p, False) for text, p in zip(texts, params, strict=True)]
         return self._run(tracks, use_tqdm, [0] * len(texts))
 
@@ -264,7 +270,9 @@ class LLM:
         token_ids = self._door.admit(prompt, params, add_special_tokens)
         if (grammar := self._door.grammar(params)) is not None:
             check_grammar(grammar)
-        return Track(next(self._ids), self._door.text_of(prompt), token_ids, params, self._door.tokenizer, grammar)
+        thinking = self._door.thinking(params, token_ids)
+        text, tokenizer = self._door.text_of(prompt), self._door.tokenizer
+        return Track(next(self._ids), text, token_ids, params, tokenizer, grammar, thinking)
 
     def _submit(self, track: Track, priority: int) -> None:
         self._tracker.add(track)

@@ -19,6 +19,7 @@ from headrace.types import (
     RequestOutput,
     SamplingParams,
     Submit,
+    Thinking,
     TokenDelta,
 )
 
@@ -50,8 +51,9 @@ class Track:
         params: SamplingParams,
         tokenizer: Tokenizer | None,
         grammar: str | None = None,
+        thinking: Thinking | None = None,
     ):
-        self.grammar = grammar
+        self.grammar, self.thinking = grammar, thinking
         self.request_id, self.prompt, self.prompt_token_ids, self.params = request_id, prompt, prompt_token_ids, params
         self.tokenizer = tokenizer if params.detokenize else None
         self._bad_word_ids = tokenizer.bad_word_ids(params.bad_words) if tokenizer else []
@@ -78,6 +80,7 @@ class Track:
                     eos_token_ids=eos_token_ids,
                     bad_word_ids=self._bad_word_ids,
                     grammar=self.grammar,
+                    thinking=self.thinking,
                     priority=priority,
                     cache_salt=cache_salt,
                     arrival_time=self.metrics.queued_ts,

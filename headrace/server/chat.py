@@ -8,8 +8,8 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from headrace.errors import RequestError
-from headrace.frontend.chat import content_texts, render_chat
-from headrace.frontend.parsers.choose import starts_inside
+from headrace.frontend.chat import final_text, render_chat
+from headrace.frontend.parsers.choose import place_of
 from headrace.server.answers import Answers, Reading, says_something
 from headrace.server.bodies import (
     ChatChoice,
@@ -88,27 +88,27 @@ def reading_of(
     reasoning, tools = context.formats.reasoning, context.formats.tools
     short_ids = tools is not None and tools.short_ids
     if use.forced:
-        structure = StructuredOutputsParams(json=use.answer_schema(most_calls))
-        reading = Reading(sections=use.sections, tools=use.schemas, most_calls=most_calls, short_ids=short_ids)
-        return reading, params.clone(structured_outputs=structure)
+        params = params.clone(structured_outputs=StructuredOutputsParams(json=use.answer_schema(most_calls)))
+    continued = final_text(body.messages) if body.continue_final_message else None
+    place = place_of(reasoning, prompt, continued) if reasoning else None
     if params.structured_outputs is not None:
-        return Reading(), params  # the grammar holds from the first token on
-    if use.schemas and tools is None:
+        tools = None
+        if not context.thinks_first or place == "over":  # then the grammar holds from the first token on
+            place, reasoning = "over", None
+    elif use.schemas and tools is None:
         warn_unreadable()
     tools = tools if use.schemas else None
-    continued = "\n".join(content_texts(body.messages[-1].get("content"))) if body.continue_final_message else None
     reading = Reading(
-        sections=tools.sections if tools else (),
+        sections=use.sections(reasoning) if use.forced else tools.sections if tools else (),
         reasoning=reasoning,
         tools=use.schemas,
-        inside=reasoning is not None and starts_inside(reasoning, prompt, continued),
+        inside=place == "inside",
         most_calls=most_calls,
         short_ids=short_ids,
         show_reasoning=body.include_reasoning is not False,
     )
-    if any(format is not None and format.special for format in (tools, reasoning)):
-        params = params.clone(skip_special_tokens=False)
-    return reading, params
+    special = any(format is not None and format.special for format in (tools, reasoning))
+    return reading, params.clone(reasoning=place, **({"skip_special_tokens": False} if special else {}))
 
 
 async def rendered(context: Context, body: ChatFields) -> str:
@@ -143,7 +143,7 @@ class ChatWriter:
     """Turns a chat's outputs into its answer: one body, or the chunks of a stream."""
 
     def __init__(self, context: Context, body: ChatRequest, job: Job, prompt_text: str, reading: Reading):
-        self.counter = TokenCounter(context, body)
+        self.counter = TokenCounter(context, body, job)
         self._body = body
         self._job = job
         self._name = token_namer(context, body)
@@ -152,7 +152,7 @@ class ChatWriter:
         last = body.messages[-1]
         self._role = "assistant" if body.add_generation_prompt else str(last["role"])
         echoed = body.echo and last["role"] == self._role
-        self._echo = "\n".join(content_texts(last.get("content"))) if echoed else ""
+        self._echo = final_text(body.messages) if echoed else ""
         self._all_chunks = bool(body.return_token_ids or body.logprobs)  # those without text have news too
 
     def completion(self, output: RequestOutput, system_fingerprint: str) -> ChatCompletion:

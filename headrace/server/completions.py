@@ -96,7 +96,7 @@ class CompletionWriter:
     """
 
     def __init__(self, context: Context, body: CompletionRequest, job: Job):
-        self.counter = TokenCounter(context, body)
+        self.counter = TokenCounter(context, body, job)
         self._body = body
         self._job = job
         self._tokenizer = context.engine.tokenizer

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,17 @@ from starlette.requests import HTTPConnection
 
 import headrace
 from headrace.config import Config
+from headrace.config.structured import structured_settings
 from headrace.errors import ModelNotFoundError, RequestError
-from headrace.frontend.chat import load_chat_template
+from headrace.frontend.chat import load_chat_template, own_template
 from headrace.frontend.parsers.choose import choose_formats
+from headrace.frontend.parsers.marks import Marks
 from headrace.server.quota import Quota
 
 if TYPE_CHECKING:
     from headrace.frontend.async_llm import AsyncLLM
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 TEXT_THREADS = 4
 TEXT_DEADLINE = 30.0  # seconds a chat template or tokenizer may take for one request
@@ -35,7 +39,12 @@ class Context:
         self.draining = False
         self.started = int(time.time())
         self.chat_template = load_chat_template(config.frontend.chat_template)
-        self.formats = choose_formats(config, self.chat_template or own_template(config, engine))
+        tokenizer = None if config.model.skip_tokenizer_init else engine.tokenizer
+        self.formats = choose_formats(config, self.chat_template or own_template(tokenizer))
+        logger.info("Answers are read for tool calls as: %s; for reasoning as: %s.", *self.formats.names)
+        reasoning = self.formats.reasoning
+        self.marks = Marks(reasoning, tokenizer) if reasoning and tokenizer else None
+        self.thinks_first = not structured_settings(config.frontend.structured_outputs_config).enable_in_reasoning
         self.system_fingerprint = fingerprint(engine)
         server = config.server
         self.quota = Quota(server.max_queued_per_key, server.max_requests_per_minute_per_key, self._refused)
@@ -67,12 +76,6 @@ class Context:
 def context_of(connection: HTTPConnection) -> Context:
     context: Context = connection.app.state.context
     return context
-
-
-def own_template(config: Config, engine: "AsyncLLM") -> str:
-    """The text of the model's own chat templates; "" if it has none."""
-    template = None if config.model.skip_tokenizer_init else engine.tokenizer.hf.chat_template
-    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
 
 
 def fingerprint(engine: "AsyncLLM") -> str:

@@ -44,7 +44,7 @@ class GenerateWriter:
     """Turns outputs into answers: a whole one, or the chunks of a stream."""
 
     def __init__(self, context: Context, body: GenerateRequest, job: Job):
-        self.counter = TokenCounter(context, body)
+        self.counter = TokenCounter(context, body, job)
         self._body = body
         self._job = job
 

@@ -15,9 +15,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 
+from headrace.engine.thinking import Thinker
 from headrace.errors import RequestError
 from headrace.frontend.validation import check_generates
-from headrace.server.bodies import PromptTokensDetails, Usage
+from headrace.server.bodies import CompletionTokensDetails, PromptTokensDetails, Usage
 from headrace.server.context import Context
 from headrace.server.errors import GenerationError
 from headrace.server.protocol import ModelField, StreamFields
@@ -100,17 +101,17 @@ def start(context: Context, job: Job, prompt: int) -> AsyncGenerator[RequestOutp
     )
 
 
-async def final_outputs(context: Context, request: Request, job: Job) -> list[RequestOutput]:
-    """The last output of each prompt; everything is aborted if the client leaves or one prompt fails."""
+async def final_outputs(context: Context, request: Request, *jobs: Job) -> list[RequestOutput]:
+    """The last output of each job's each prompt; everything is aborted if the client leaves or one prompt fails."""
 
-    async def last(prompt: int) -> RequestOutput:
+    async def last(job: Job, prompt: int) -> RequestOutput:
         async with aclosing(start(context, job, prompt)) as outputs:
             async for output in outputs:
                 check_output(output)
         return output
 
     async def every() -> list[RequestOutput]:
-        tasks = [asyncio.ensure_future(last(prompt)) for prompt in range(len(job.prompts))]
+        tasks = [asyncio.ensure_future(last(job, prompt)) for job in jobs for prompt in range(len(job.prompts))]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -168,9 +169,9 @@ def check_output(output: RequestOutput) -> RequestOutput:
 
 
 class TokenCounter:
-    """Counts the tokens of a request's prompts and sequences as outputs come."""
+    """Counts the tokens of a request's prompts and sequences as outputs come, and those of reasoning among them."""
 
-    def __init__(self, context: Context, body: StreamFields):
+    def __init__(self, context: Context, body: StreamFields, job: Job):
         options, server = body.stream_options, context.config.server
         forced = server.enable_force_include_usage
         self.at_end = forced or bool(options and options.include_usage)
@@ -180,6 +181,11 @@ class TokenCounter:
         self._cached_tokens: dict[int, int] = {}
         self._completion_tokens = 0
 
+        self._thinkers: dict[tuple[int, int], Thinker | None] = {}  # by prompt and sequence
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(thinker.num_tokens for thinker in self._thinkers.values() if thinker)
     def add(self, prompt: int, output: RequestOutput, *, count_completion: bool = True) -> None:
         """``output`` holds the tokens that are new since the last one of this prompt."""
         self._prompt_tokens[prompt] = len(output.prompt_token_ids)
@@ -189,10 +195,25 @@ class TokenCounter:
             for sequence in output.outputs:
                 self._completion_tokens += len(sequence.token_ids)
 
+                if thinker := self._thinker(prompt, sequence.index):
+                    thinker.accept_all(sequence.token_ids)
     def usage(self) -> Usage:
         prompt_tokens = sum(self._prompt_tokens.values())
-        details = PromptTokensDetails(sum(self._cached_tokens.values())) if self._with_details else None
-        return Usage(prompt_tokens, prompt_tokens + self._completion_tokens, self._completion_tokens, details)
+        usage = Usage(prompt_tokens, prompt_tokens + self._completion_tokens, self._completion_tokens)
+        if self._with_details:
+            usage.prompt_tokens_details = PromptTokensDetails(sum(self._cached_tokens.values()))
+        if self._marks is not None:
+            usage.completion_tokens_details = CompletionTokensDetails(self.reasoning_tokens)
+        return usage
 
     def running_usage(self) -> Usage | UnsetType:
         return self.usage() if self.continuous else UNSET
+
+    def _thinker(self, prompt: int, sequence: int) -> Thinker | None:
+        if self._marks is None:
+            return None
+        if (prompt, sequence) not in self._thinkers:
+            place = self._job.params.reasoning or self._marks.place_after(self._job.prompts[prompt])
+            thinking = self._marks.thinking(place)
+            self._thinkers[prompt, sequence] = Thinker(thinking) if thinking else None
+        return self._thinkers[prompt, sequence]

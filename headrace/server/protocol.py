@@ -102,6 +102,7 @@ class SamplingFields(StreamFields):
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
     guided_decoding_backend: str | None = None
+    thinking_token_budget: Count | None = None
     vllm_xargs: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
 
 

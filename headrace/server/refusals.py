@@ -33,7 +33,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "prediction": (None, LATER),
     "truncation_side": ("left", "Prompts are truncated on the left only; leave `truncation_side` out."),
     "stream_interval": (1, "`stream_interval` is an option of the server (--stream-interval), not of a request."),
-    "thinking_token_budget": (None, LATER),
     "repetition_detection": (None, LATER),
     "logprob_token_ids": (None, LATER),
     "return_token_offsets": (False, LATER),

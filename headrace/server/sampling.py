@@ -18,7 +18,7 @@ COPIED = (
     *("n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
-    "prompt_logprobs",
+    *("prompt_logprobs", "thinking_token_budget"),
 )
 
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from headrace.errors import RequestError
-from headrace.frontend.parsers.families import FORCED_CALLS, forced_call
-from headrace.frontend.parsers.formats import Calls
+from headrace.frontend.parsers.families import forced_calls
+from headrace.frontend.parsers.formats import Calls, ReasoningFormat
 from headrace.server.protocol import ChatRequest
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,9 @@ class ToolUse:
     schemas: dict[str, Any] = field(default_factory=dict)
     forced: Literal["required", "named"] | None = None
 
-    @property
-    def sections(self) -> tuple[Calls, ...]:
-        """How a forced answer is read."""
-        return tuple(map(forced_call, self.schemas)) if self.forced == "named" else (FORCED_CALLS,)
+    def sections(self, reasoning: ReasoningFormat | None) -> tuple[Calls, ...]:
+        """How a forced answer is read, which such reasoning goes before."""
+        return forced_calls(next(iter(self.schemas)) if self.forced == "named" else None, reasoning)
 
     def answer_schema(self, most_calls: int | None) -> dict[str, Any]:
         """The JSON schema of a forced answer."""

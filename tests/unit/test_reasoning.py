@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from headrace.frontend.parsers.choose import detected, starts_inside
+from headrace.frontend.parsers.choose import detected, place_of
 from headrace.frontend.parsers.families import REASONING_FORMATS
 from headrace.frontend.parsers.parser import Parser
 
@@ -38,20 +38,20 @@ def test_every_family(name: str, inside: bool, text: str, expected: tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("name", "prompt", "continued", "inside"),
+    ("name", "prompt", "continued", "place"),
     [
-        ("qwen3", "assistant\n", None, False),
-        ("qwen3", "assistant\n<think>\n", None, True),
-        ("qwen3", "assistant\n<think>\n\n</think>\n\n", None, False),  # enable_thinking=False
-        ("deepseek_r1", "assistant\n", None, True),
-        ("deepseek_r1", "assistant\n</think>", None, False),
-        ("qwen3", "assistant\n<think>So", "<think>So", True),
-        ("qwen3", "assistant\n<think>So</think>Y", "<think>So</think>Y", False),
-        ("openai_gptoss", "<|start|>assistant", None, False),
+        ("qwen3", "assistant\n", None, "open"),
+        ("qwen3", "assistant\n<think>\n", None, "inside"),
+        ("qwen3", "assistant\n<think>\n\n</think>\n\n", None, "over"),  # enable_thinking=False
+        ("deepseek_r1", "assistant\n", None, "inside"),
+        ("deepseek_r1", "assistant\n</think>", None, "over"),
+        ("qwen3", "assistant\n<think>So", "<think>So", "inside"),
+        ("qwen3", "assistant\n<think>So</think>Y", "<think>So</think>Y", "over"),
+        ("openai_gptoss", "<|start|>assistant", None, "open"),
     ],
 )
-def test_where_an_answer_begins(name: str, prompt: str, continued: str | None, inside: bool) -> None:
-    assert starts_inside(REASONING_FORMATS[name], prompt, continued) is inside
+def test_where_an_answer_begins(name: str, prompt: str, continued: str | None, place: str) -> None:
+    assert place_of(REASONING_FORMATS[name], prompt, continued) == place
 
 
 def test_templates_show_their_format() -> None:
@@ -71,7 +71,11 @@ THINKING = CHATML.replace("assistant\n{%", "assistant\n{% if enable_thinking is 
         ({"include_reasoning": False}, ("", "Yes.")),
         ({"chat_template_kwargs": {"enable_thinking": False}}, ("", "So.</think>Yes.")),
         ({"max_tokens": 3}, ("So.", "")),
-        ({"structured_outputs": {"regex": ".*"}}, ("", "So.</think>Yes.")),
+        (
+            {"structured_outputs": {"regex": ".*"}, "tools": [{"type": "function", "function": {"name": "f"}}]},
+            ("So.", "Yes."),
+        ),
+        ({"guided_regex": ".*", "chat_template_kwargs": {"enable_thinking": False}}, ("", "So.</think>Yes.")),
     ],
 )
 async def test_fields_of_old_and_new_clients(body: Any, expected: tuple[str, str], stream: bool) -> None:
@@ -101,3 +105,30 @@ async def test_earlier_reasoning_reaches_the_template_by_either_name() -> None:
         async with serving(chat_template=template) as (client, _):
             body = {"messages": [{"role": "assistant", "content": "A", name: "B"}], "return_prompt_text": True}
             assert (await client.post(CHATS, json=body)).json()["prompt_text"] == "BB"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("options", "body", "counted"),
+    [
+        ({"chat_template": THINKING}, {}, 3),
+        ({"chat_template": THINKING}, {"n": 2, "include_reasoning": False, "temperature": 1}, 6),
+        ({"chat_template": THINKING}, {"chat_template_kwargs": {"enable_thinking": False}}, 0),
+        ({"reasoning_parser": "qwen3"}, {"max_tokens": 2}, 0),  # nothing has opened it
+        ({"reasoning_parser": "deepseek_r1"}, {"max_tokens": 2}, 2),
+        ({"reasoning_parser": "none"}, {}, None),
+    ],
+)
+async def test_tokens_of_reasoning_are_counted(options: Any, body: Any, counted: int | None, stream: bool) -> None:
+    body = CHAT | body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
+    async with serving("So.</think>Yes.", **options) as (client, _):
+        response = await client.post(CHATS, json=body)
+    usage = (events(response)[-1] if stream else response.json())["usage"]
+    assert usage.get("completion_tokens_details", {}).get("reasoning_tokens") == counted
+
+
+async def test_completions_count_reasoning_that_their_prompt_opens() -> None:
+    async with serving("So.</think>Yes.", reasoning_parser="qwen3") as (client, _):
+        for prompt, counted in (("Hm.<think>", 3), ("Hm.", 0)):
+            body = (await client.post("/v1/completions", json={"prompt": prompt})).json()
+            assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": counted}

@@ -239,20 +239,27 @@ FORCED = [
 ]
 
 
+HARMONY = "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>"
+THINKING = {"deepseek_r1": "So.</think>", "openai_gptoss": HARMONY, "none": ""}
+
+
+@pytest.mark.parametrize("reasoning", THINKING)
 @pytest.mark.parametrize(("choice", "text", "expected"), FORCED)
-async def test_forced_calls_follow_the_tools_schemas(choice: Any, text: str, expected: Any) -> None:
-    """Whatever the model's own format is; and no reasoning comes before them."""
-    app, engine = make(text, reasoning_parser="deepseek_r1")
+async def test_forced_calls_follow_the_tools_schemas(choice: Any, text: str, expected: Any, reasoning: str) -> None:
+    """Whatever the model's own format is; reasoning may come before them."""
+    app, engine = make(THINKING[reasoning] + text, reasoning_parser=reasoning)
     async with openai.AsyncOpenAI(base_url="http://server/v1", api_key="k", http_client=client_of(app)) as client:
         whole = (await client.chat.completions.create(**ASK, tool_choice=choice)).choices[0]
         async with client.chat.completions.stream(**ASK, tool_choice=choice, parallel_tool_calls=False) as stream:
             streamed = (await stream.get_final_completion()).choices[0]
     for choice, calls in ((whole, expected), (streamed, expected[:1])):
         assert choice.finish_reason == "tool_calls" and not choice.message.content
+        assert (getattr(choice.message, "reasoning", None) or "") == ("" if reasoning == "none" else "So.")
         assert [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls] == calls
     for call, most in zip(engine.calls, (2, 1), strict=True):
         schema = call["params"].structured_outputs.json
         assert jsonschema.Draft202012Validator(schema).is_valid(json.loads(text)) is (len(expected) <= most)
+        assert call["params"].reasoning == {"deepseek_r1": "inside", "openai_gptoss": "open"}.get(reasoning)
 
 
 def test_references_within_a_tools_schema_hold_in_the_list_of_calls() -> None:

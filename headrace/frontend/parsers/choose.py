@@ -3,23 +3,26 @@
 Also owns where an answer begins: in the middle of reasoning if the prompt's end has opened it.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.frontend.parsers.families import REASONING_ALIASES, REASONING_FORMATS, TOOL_ALIASES, TOOL_FORMATS
 from headrace.frontend.parsers.formats import ReasoningFormat, ToolFormat
 
-logger = logging.getLogger(__name__)
 OFF = "none"
+Place = Literal["inside", "open", "over"]
 
 
 @dataclass(frozen=True)
 class Formats:
+    """``names``: of both, "none" for one that is None."""
+
     tools: ToolFormat | None
     reasoning: ReasoningFormat | None
+    names: tuple[str, str]
 
 
 def choose_formats(config: Config, template: str) -> Formats:
@@ -31,10 +34,10 @@ def choose_formats(config: Config, template: str) -> Formats:
         raise ConfigError(
             "--enable-auto-tool-choice needs --tool-call-parser here: the chat template shows no known format of calls."
         )
-    logger.info("Answers are read for tool calls as: %s; for reasoning as: %s.", tools, reasoning)
     return Formats(
         TOOL_FORMATS.get(TOOL_ALIASES.get(tools, tools)),
         REASONING_FORMATS.get(REASONING_ALIASES.get(reasoning, reasoning)),
+        (tools, reasoning),
     )
 
 
@@ -43,10 +46,16 @@ def detected(formats: Mapping[str, ToolFormat | ReasoningFormat], template: str)
     return next((name for name, known in formats.items() if any(sign in template for sign in known.signs)), OFF)
 
 
-def starts_inside(format: ReasoningFormat, prompt: str, continued: str | None) -> bool:
-    """Whether an answer to ``prompt`` begins within reasoning. ``continued``: the message that it goes on with."""
+def place_of(format: ReasoningFormat, prompt: str, continued: str | None = None) -> Place:
+    """Whether an answer to ``prompt`` begins within reasoning, may begin with it, or comes after it.
+
+    ``continued``: the message that the answer goes on with, if it does.
+    """
     if continued is not None:
         last_start = max((continued.rfind(start) for start in format.starts), default=-1)
-        return last_start > max((continued.rfind(end) for end in format.ends), default=-1)
+        last_end = max((continued.rfind(end) for end in format.ends), default=-1)
+        return "inside" if last_start > last_end else "over"
     tail = prompt.rstrip()
-    return tail.endswith(format.starts) or (format.inside and not tail.endswith(format.ends))
+    if tail.endswith(format.ends):
+        return "over"
+    return "inside" if format.inside or tail.endswith(format.starts) else "open"

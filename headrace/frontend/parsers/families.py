@@ -69,12 +69,17 @@ GLM_HEAD = rf"\s*{NAME}\s*(?=<arg_key>|</tool_call>)"
 MISTRAL_HEAD = rf"\s*{NAME}(?:\[CALL_ID\]\w{{1,64}})?(?:\[ARGS\])?\s*(?=\{{)"
 
 
-def forced_call(name: str) -> Calls:
-    """An answer that a grammar makes the arguments of ``name``."""
-    return Calls(style="json", begin=r"\s*(?=\{)", name=name)
+def forced_calls(name: str | None, reasoning: ReasoningFormat | None) -> tuple[Calls, ...]:
+    """An answer that a grammar makes the arguments of the function ``name``, or else a list of calls.
 
+    It stands at the text's beginning, or where a span of content would.
+    """
+    spans = [span for span in reasoning.spans if span.kind == "content"] if reasoning else []
+    places = [(span.marker, span.begin) for span in spans] or [("", "")]
+    if name is None:
+        return tuple(listed_calls(*place) for place in places)
+    return tuple(Calls(marker=marker, style="json", begin=begin + r"\s*(?=\{)", name=name) for marker, begin in places)
 
-FORCED_CALLS = listed_calls("", "")  # an answer that a grammar makes a list of calls
 
 TOOL_FORMATS = {
     "openai": ToolFormat(
@@ -179,7 +184,15 @@ HARMONY = tuple(
     for channel, kind in (("analysis", "reasoning"), ("(?:commentary|final)", "content"))
 )
 REASONING_FORMATS = {
-    "openai_gptoss": ReasoningFormat(spans=HARMONY, signs=("<|channel|>",), special=True),
+    "openai_gptoss": ReasoningFormat(
+        starts=("<|channel|>analysis<|message|>",),
+        ends=("<|end|>",),
+        spans=HARMONY,
+        gates=("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>"),
+        closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+        signs=("<|channel|>",),
+        special=True,
+    ),
     "mistral": ReasoningFormat(starts=("[THINK]",), ends=("[/THINK]",), signs=("[THINK]",), special=True),
     "granite": ReasoningFormat(
         starts=("Here is my thought process:", "Here's my thought process:"),

@@ -77,11 +77,15 @@ class ReasoningFormat:
     """Reasoning at the answer's start, between one of ``starts`` and one of ``ends``, or in ``spans`` anywhere.
 
     ``inside``: an answer begins with reasoning even if neither the prompt's end nor the answer has a start.
+    With ``spans``, ``starts`` and ``ends`` are those of reasoning, one of ``gates`` leads to the answer itself (without
+    any, the end of reasoning does), and ``closing`` leads from reasoning there (without it, the first of ``ends``).
     """
 
     starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
+    gates: tuple[str, ...] = ()
+    closing: str = ""
     inside: bool = False
     signs: tuple[str, ...] = ()
     special: bool = False

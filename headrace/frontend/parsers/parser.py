@@ -120,7 +120,7 @@ class Parser:
 
     def _read(self) -> Reading[None]:
         reader = self._reader
-        if self._reasoning is not None and self._reasoning.ends:
+        if self._reasoning is not None and not self._spans:
             yield from self._first_reasoning(self._reasoning)
         for section in self._unmarked:
             if (yield from self._section(section)):
