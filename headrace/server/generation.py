@@ -177,6 +177,7 @@ class TokenCounter:
         self.at_end = forced or bool(options and options.include_usage)
         self.continuous = forced or bool(self.at_end and options and options.continuous_usage_stats)
         self._with_details = server.enable_prompt_tokens_details
+        self._marks, self._job = context.marks, job
         self._prompt_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
         self._completion_tokens = 0
@@ -185,6 +186,7 @@ class TokenCounter:
 
     @property
     def reasoning_tokens(self) -> int:
+
         return sum(thinker.num_tokens for thinker in self._thinkers.values() if thinker)
     def add(self, prompt: int, output: RequestOutput, *, count_completion: bool = True) -> None:
         """``output`` holds the tokens that are new since the last one of this prompt."""
@@ -194,6 +196,7 @@ class TokenCounter:
         if count_completion:
             for sequence in output.outputs:
                 self._completion_tokens += len(sequence.token_ids)
+
 
                 if thinker := self._thinker(prompt, sequence.index):
                     thinker.accept_all(sequence.token_ids)
