@@ -181,13 +181,12 @@ class TokenCounter:
         self._prompt_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
         self._completion_tokens = 0
-
         self._thinkers: dict[tuple[int, int], Thinker | None] = {}  # by prompt and sequence
 
     @property
     def reasoning_tokens(self) -> int:
-
         return sum(thinker.num_tokens for thinker in self._thinkers.values() if thinker)
+
     def add(self, prompt: int, output: RequestOutput, *, count_completion: bool = True) -> None:
         """``output`` holds the tokens that are new since the last one of this prompt."""
         self._prompt_tokens[prompt] = len(output.prompt_token_ids)
@@ -196,10 +195,9 @@ class TokenCounter:
         if count_completion:
             for sequence in output.outputs:
                 self._completion_tokens += len(sequence.token_ids)
-
-
                 if thinker := self._thinker(prompt, sequence.index):
                     thinker.accept_all(sequence.token_ids)
+
     def usage(self) -> Usage:
         prompt_tokens = sum(self._prompt_tokens.values())
         usage = Usage(prompt_tokens, prompt_tokens + self._completion_tokens, self._completion_tokens)
