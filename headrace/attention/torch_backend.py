@@ -1,7 +1,7 @@
 """Paged attention in plain torch: what a CPU runs, and the oracle for the other backends.
 
-Decoding rows of similar length are attended in one call, each prefilling row in its own. Owns the gathering of keys
-and values from blocks; does not know how blocks are assigned.
+Rows of similar length are attended in one call where they decode or are encoded; each prefilling row in its own. Owns
+the gathering of keys and values from blocks; does not know how blocks are assigned.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from headrace.attention.backend import Array, AttentionSpec, PagedBatch
 
 QUERIES_AT_ONCE = 256  # bounds the scores and masks of a long prefill
 WASTE = 2.0  # decoding rows are padded to at most this multiple of their own keys
+ENCODED_WASTE = 1.1  # and encoded ones to this multiple of their tokens, as work grows with the square of the length
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,15 @@ class DecodeGroup:
     mask: torch.Tensor | None  # bool [n, 1, 1, length]: which are no padding; None if all
 
 
+@dataclass(frozen=True)
+class EncodeGroup:
+    """Rows padded to the length of the longest."""
+
+    tokens: torch.Tensor  # int64 [n * length]: of each row its tokens, then its last one repeated
+    shape: tuple[int, int]  # n, length
+    mask: torch.Tensor | None  # bool [n, 1, 1, length]: which are no padding; None if all
+
+
 class TorchBackend:
     """Runs every layer on every device."""
 
@@ -38,6 +48,7 @@ class TorchBackend:
         self.spec = spec
         self._batch: PagedBatch | None = None  # the last one seen: all layers of a step share its decode groups
         self._groups: list[DecodeGroup] = []
+        self._encoded: tuple[list[EncodeGroup], torch.Tensor] = [], torch.empty(0)  # and where each token's result lies
 
     @staticmethod
     def supports(spec: AttentionSpec, device: torch.device, dtype: torch.dtype, block_size: int) -> str | None:
@@ -88,28 +99,57 @@ class TorchBackend:
 
     def encode(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         """See ``Backend.encode``."""
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        if self._batch is not batch:
+            self._batch, self._encoded = batch, encode_groups(batch.counts, q.device)
+        groups, places = self._encoded
         shared = self.spec.num_heads != self.spec.num_kv_heads  # asked for in vain, it would cost the fast path
-        parts = (x[None].transpose(1, 2).split(batch.counts, dim=2) for x in (q, k, v, out))
-        for queries, keys, values, result in zip(*parts, strict=True):
-            result[:] = F.scaled_dot_product_attention(queries, keys, values, scale=self.spec.scale, enable_gqa=shared)
-        return out
+        results = []
+        for group in groups:
+            queries, keys, values = (
+                x.index_select(0, group.tokens).unflatten(0, group.shape).transpose(1, 2) for x in (q, k, v)
+            )
+            result = F.scaled_dot_product_attention(
+                queries, keys, values, group.mask, scale=self.spec.scale, enable_gqa=shared
+            )
+            results.append(result.transpose(1, 2).flatten(0, 1))
+        return torch.cat(results).index_select(0, places)
+
+
+def encode_groups(counts: list[int], device: torch.device) -> tuple[list[EncodeGroup], torch.Tensor]:
+    """Rows of ``counts`` tokens by similar length, and int64 [T]: where a token lies when all groups are joined."""
+    starts = np.cumsum([0, *counts])
+    places, groups, end = np.empty(starts[-1], dtype=np.int64), [], 0
+    for rows in alike(counts, ENCODED_WASTE):
+        sizes, length = np.array([counts[row] for row in rows]), max(counts[row] for row in rows)
+        column = np.arange(length)
+        real = column < sizes[:, None]
+        tokens = starts[rows][:, None] + np.minimum(column, sizes[:, None] - 1)
+        places[tokens[real]] = end + np.flatnonzero(real)
+        end += real.size
+        mask = None if real.all() else torch.from_numpy(real)[:, None, None].to(device)
+        groups.append(EncodeGroup(torch.from_numpy(tokens.flatten()).to(device), real.shape, mask))
+    return groups, torch.from_numpy(places).to(device)
+
+
+def alike(lengths: list[int], waste: float) -> list[list[int]]:
+    """Places in ``lengths``, in groups that take at most ``waste`` times their own when padded to their longest."""
+    groups: list[list[int]] = []
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    while order:
+        total, n = 0, 0
+        for place in order:
+            if lengths[order[0]] * (n + 1) > waste * (total + lengths[place]):
+                break
+            total, n = total + lengths[place], n + 1
+        groups.append(sorted(order[:n]))
+        order = order[n:]
+    return groups
 
 
 def decode_groups(batch: PagedBatch, block_size: int, window: int | None) -> list[DecodeGroup]:
     contexts = batch.contexts[: batch.num_decodes]
     visible = [min(context, window or context) for context in contexts]
-    groups: list[DecodeGroup] = []
-    order = sorted(range(len(visible)), key=visible.__getitem__, reverse=True)
-    while order:
-        total, n = 0, 0
-        for row in order:
-            if visible[order[0]] * (n + 1) > WASTE * (total + visible[row]):
-                break
-            total, n = total + visible[row], n + 1
-        groups.append(decode_group(batch, sorted(order[:n]), contexts, visible, block_size))
-        order = order[n:]
-    return groups
+    return [decode_group(batch, rows, contexts, visible, block_size) for rows in alike(visible, WASTE)]
 
 
 def decode_group(

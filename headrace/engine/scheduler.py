@@ -181,8 +181,9 @@ class Scheduler:
         return blocks
 
     def _admit(self, step: Step, budget: int) -> None:
-        while self.waiting and budget and self._free_rows:
-            request = self.waiting[0]
+        place = 0
+        while len(self.waiting) > place and budget and self._free_rows:
+            request = self.waiting[place]
             if request.num_tokens > len(request.token_ids):
                 return  # preempted with a token under way: its value is needed to start again
             if self._must_wait(request):
@@ -191,13 +192,16 @@ class Scheduler:
             remaining = len(request.token_ids) - len(prefix[0]) * self.kv.block_size
             count = min(remaining, budget, self.limits.long_prefill_token_threshold or budget)
             if count < remaining and not self.limits.chunked_prefill:
-                return
+                if place or request.pooling is None:
+                    return
+                place = 1  # it comes first in the next step, which nothing decodes in: so shorter ones may pass now
+                continue
             request.row = self._free_rows[-1]
             blocks = self.kv.admit(request, prefix, count)
             if blocks is None:
                 return
             self._free_rows.pop()
-            self.waiting.pop(0)
+            self.waiting.pop(place)
             self._start(step, request)
             self._advance(step, request, count, blocks)
             budget -= count

@@ -1,10 +1,10 @@
-"""The torch backend's decoding steps against a softmax spelled out, however a row's blocks lie in the cache."""
+"""The torch backend's decoding and encoding steps against a softmax spelled out."""
 
 import pytest
 import torch
 
 from headrace.attention.backend import AttentionSpec, PagedBatch
-from headrace.attention.torch_backend import TorchBackend
+from headrace.attention.torch_backend import TorchBackend, alike
 
 BLOCK, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
 
@@ -39,3 +39,32 @@ def test_decoding(tables: list[list[int]], contexts: list[int], window: int | No
     for row, context in enumerate(contexts):
         k, v = (cache[table[row].long()].flatten(0, 1)[:context] for cache in caches)
         torch.testing.assert_close(found[row], exact(spec, q[row], k, v))
+
+
+@pytest.mark.parametrize("counts", [[7], [1, 1], [5, 9, 5, 1], [40, 2, 38, 3, 37, 2, 64]])
+def test_encoding(counts: list[int]) -> None:
+    torch.manual_seed(0)
+    spec = AttentionSpec(HEADS, KV_HEADS, DIM, DIM**-0.5, causal=False)
+    sizes = HEADS * DIM, KV_HEADS * DIM, KV_HEADS * DIM
+    fused = torch.randn(sum(counts), sum(sizes))  # each token's query, keys and values, as the projection leaves them
+    q, k, v = (part.unflatten(1, (-1, DIM)) for part in fused.split(sizes, dim=1))
+    empty, rows = torch.zeros(0, dtype=torch.int64), list(range(len(counts)))
+    batch = PagedBatch(empty[None], empty, empty, rows, counts, counts, 0)
+    found = TorchBackend(spec, torch.device("cpu"), torch.float32).encode(q, k, v, batch)
+    expected = [
+        exact(spec, query, keys, values)
+        for queries, keys, values in zip(*(part.split(counts) for part in (q, k, v)), strict=True)
+        for query in queries
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("waste", [1.1, 2.0])
+def test_groups_pad_no_more_than_allowed(waste: float) -> None:
+    lengths = [int(length) for length in torch.randint(1, 200, (500,), generator=torch.Generator().manual_seed(0))]
+    groups = alike(lengths, waste)
+    assert sorted(place for group in groups for place in group) == list(range(500))
+    for group in groups:
+        own = [lengths[place] for place in group]
+        assert max(own) * len(own) <= waste * sum(own)
+    assert len(groups) < 60

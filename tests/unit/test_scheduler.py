@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from headrace.engine.core import Engine
 from headrace.engine.grammar import Grammars
@@ -20,6 +21,7 @@ from headrace.types import (
     Logprob,
     NewRow,
     Plan,
+    PoolingParams,
     PositionLogprobs,
     Sampled,
     SamplingParams,
@@ -388,6 +390,14 @@ def test_without_chunked_prefill_prompts_wait_until_they_fit_whole() -> None:
     engine.submit(submit("b", [2] * 30, 1))
     run(engine)
     assert [plan.counts for plan in runner.plans] == [[30], [30]]
+
+
+def test_a_long_pooled_prompt_takes_one_step_from_others_and_waits_for_one() -> None:
+    engine, runner = build(Case(budget=48, chunked_prefill=False, spare_blocks=80, prefix_caching=False))
+    for name, length in (("a", 20), ("long", 47), ("b", 20), ("c", 8), ("d", 40)):
+        engine.submit(replace(submit(name, [1] * length, 1), pooling=PoolingParams()))
+    run(engine)
+    assert [plan.counts for plan in runner.plans] == [[20, 20, 8], [47], [40]]
 
 
 @pytest.mark.parametrize(("by_priority", "order"), [(True, ["c", "b", "d", "a"]), (False, ["a", "b", "c", "d"])])
