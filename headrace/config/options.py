@@ -190,6 +190,7 @@ class ServerOptions:
     log_config_file: str | None = option(None, "Logging configuration (dictConfig as JSON).", metavar="FILE")
     disable_uvicorn_access_log: bool = option(False, "No log line for each HTTP request.")
     disable_fastapi_docs: bool = option(False, "No /docs, /redoc and /openapi.json.")
+    enable_tokenizer_info_endpoint: bool = option(False, "Serve /tokenizer_info, the tokenizer's configuration.")
     disable_ui: bool = option(False, "No chat page at / and no dashboard at /dashboard.")
     server_dev_mode: bool = option(
         False, "Add routes for measurements that are none for strangers: those that empty the caches."

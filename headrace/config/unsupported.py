@@ -118,7 +118,6 @@ class FeatureOptions:
     enable_mfu_metrics: bool = option(False, "Report FLOPs and bytes.", later="FLOP and byte metrics")
     enable_per_request_metrics: bool = option(False, "Times in every answer.", later="times in every answer")
     enable_log_outputs: bool = option(False, "Log generated text.", later="logging of generated text")
-    enable_tokenizer_info_endpoint: bool = option(False, "Serve /tokenizer_info.", later="/tokenizer_info")
     middleware: list[str] = option([], "Your own ASGI middleware.", later="custom middleware")
     grpc: bool = option(False, "Serve gRPC.", later="gRPC")
     safetensors_load_strategy: str | None = option(

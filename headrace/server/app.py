@@ -10,9 +10,12 @@ from prometheus_client import CollectorRegistry
 import headrace
 from headrace.config import Config, profiler_settings
 from headrace.server import (
+    abort,
+    batch_chat,
     caches,
     chat,
     completions,
+    derender,
     embeddings,
     errors,
     generate,
@@ -21,6 +24,7 @@ from headrace.server import (
     profile,
     responses,
     score,
+    scoring,
     tokens,
     ui,
 )
@@ -47,6 +51,10 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     app.state.responses = responses.Store(server)
     routers = [room.router for room in (info, completions, chat, generate, tokens, embeddings, pooling, score)]
     routers.append(responses.router)
+    routers += [room.router for room in (abort, batch_chat, derender, scoring)]
+    app.state.abortable = abort.Abortable()
+    if server.enable_tokenizer_info_endpoint:
+        routers.append(tokens.info_router)
     if profiler_settings(config.profiling.profiler_config):
         routers.append(profile.router)
     if server.server_dev_mode:

@@ -1,7 +1,7 @@
 """POST /inference/v1/generate: token ids in, token ids (or text) out; what the /render routes answer fits in here."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from headrace.server.abort import abortable_of
 from headrace.server.bodies import GenerateChoice, Generated, Usage, json_response, prompt_logprobs_of
 from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
@@ -31,9 +32,11 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         params = params.clone(detokenize=False)
     job = await admit(context, request, body, "generate-tokens", [body.token_ids], params)
     writer = GenerateWriter(context, body, job)
+    named = abortable_of(request).named(request, body, job)
     if body.stream:
-        return EventStream(writer.stream(context), context.config.server.sse_keep_alive_interval)
-    (output,) = await final_outputs(context, request, job)
+        return EventStream(writer.stream(context, named), context.config.server.sse_keep_alive_interval)
+    with named:
+        (output,) = await final_outputs(context, request, job)
     answer = writer.answer(output)
     answer.usage = writer.counter.usage()
     answer.prompt_logprobs = prompt_logprobs_of(output.prompt_logprobs)
@@ -66,16 +69,17 @@ class GenerateWriter:
         ]
         return self._generated(choices, UNSET)
 
-    async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
+    async def stream(self, context: Context, named: AbstractContextManager[None]) -> AsyncGenerator[bytes, None]:
         begun = False
-        async with aclosing(merged_outputs(context, self._job)) as outputs:
-            async for _, output in outputs:
-                chunk = self.answer(output)
-                chunk.usage = self.counter.running_usage()
-                if self._body.return_token_ids and not begun:
-                    chunk.prompt_token_ids = self._job.prompts[0]
-                begun = True
-                yield event(chunk)
+        with named:
+            async with aclosing(merged_outputs(context, self._job)) as outputs:
+                async for _, output in outputs:
+                    chunk = self.answer(output)
+                    chunk.usage = self.counter.running_usage()
+                    if self._body.return_token_ids and not begun:
+                        chunk.prompt_token_ids = self._job.prompts[0]
+                    begun = True
+                    yield event(chunk)
         if self.counter.at_end:
             yield event(self._generated([], self.counter.usage()))
 

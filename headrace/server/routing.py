@@ -48,6 +48,13 @@ def key_accepted(given: str, keys: Sequence[str]) -> bool:
     return accepted
 
 
+def owner_of(request: Request) -> str:
+    """The digest of the key that a request was let in with; "" where the server asks for none."""
+    keys = context_of(request).config.server.api_key
+    accepted = [key for key in given_keys(request.headers) if keys and key_accepted(key, keys)]
+    return hashlib.sha256(accepted[0].encode()).hexdigest() if accepted else ""
+
+
 class JsonRequest(Request):
     """A request whose body is bounded and must be standard JSON (no NaN, no lone surrogates)."""
 

@@ -1,6 +1,7 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, and GET /tokenizer_info, which a server has with --enable-tokenizer-info-endpoint."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 from fastapi import Body, Request
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from headrace.server.protocol import DetokenizeRequest, TokenizeBody, TokenizeRe
 from headrace.server.routing import new_router
 
 router = new_router()
+info_router = new_router()
 
 
 @router.post("/tokenize", tags=["tokens"])
@@ -41,3 +43,23 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         raise RequestError(f"Token id {beyond} is not in the vocabulary of {limit:,} tokens.", "tokens")
     text = await context.in_thread("Detokenizing", context.engine.tokenizer.decode, body.tokens, False)
     return json_response({"prompt": text})
+
+
+@info_router.get("/tokenizer_info", tags=["tokens"])
+async def tokenizer_info(request: Request) -> Response:
+    """The tokenizer's class and settings as its tokenizer_config.json has them, and the chat template in use."""
+    context = context_of(request)
+    hf = context.engine.tokenizer.hf
+    settings = {name: value for name, value in hf.init_kwargs.items() if not is_path(name)}
+    template = context.chat_template or hf.chat_template
+    return json_response(in_json({"tokenizer_class": type(hf).__name__} | settings | {"chat_template": template}))
+
+
+def is_path(name: str) -> bool:
+    """Whether a setting says where files lie on the server, which is nobody's business."""
+    return name.endswith(("_file", "_path", "_dir"))
+
+
+def in_json(value: Any) -> Any:
+    """``value`` with each added token as its text."""
+    return json.loads(json.dumps(value, default=lambda token: getattr(token, "content", str(token))))

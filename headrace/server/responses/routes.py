@@ -1,6 +1,5 @@
 """/v1/responses: made, streamed, kept, read again, cancelled and deleted. Knows the engine only through the writer."""
 
-import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Literal
@@ -20,7 +19,7 @@ from headrace.server.responses.items import Item, input_items
 from headrace.server.responses.schema import ResponsesRequest
 from headrace.server.responses.store import Record, Store
 from headrace.server.responses.writer import Event, ResponseWriter, error_event, framed
-from headrace.server.routing import given_keys, key_accepted, new_router
+from headrace.server.routing import new_router, owner_of
 from headrace.server.sse import EventStream, answer
 
 router = new_router()
@@ -130,13 +129,6 @@ async def list_input_items(
 def store_of(request: Request) -> Store:
     store: Store = request.app.state.responses
     return store
-
-
-def owner_of(request: Request) -> str:
-    """The digest of the key that a request was let in with; "" where the server asks for none."""
-    keys = context_of(request).config.server.api_key
-    accepted = [key for key in given_keys(request.headers) if keys and key_accepted(key, keys)]
-    return hashlib.sha256(accepted[0].encode()).hexdigest() if accepted else ""
 
 
 def items_of(store: Store, owner: str, body: ResponsesRequest) -> tuple[list[Item], list[Item]]:

@@ -1,0 +1,218 @@
+"""POST /v1/chat/completions/derender and /v1/completions/derender: what /inference/v1/generate answered becomes the
+answer of the route that rendered the prompt. The bodies are vLLM's; nothing is generated.
+
+With the rendered request beside it the answer is the very one that the route itself would have given: stop strings cut,
+reasoning and tool calls taken apart. Without it the tokens are plain text.
+"""
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Request
+from pydantic import Field
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.frontend.detokenizer import Detokenizer
+from headrace.server.answers import Reading
+from headrace.server.bodies import Completion, Generated, IdLogprobs, PromptLogprobs, Usage, json_response
+from headrace.server.chat import ChatWriter, admit_chat
+from headrace.server.completions import CompletionWriter, admit_completion
+from headrace.server.context import Context, context_of
+from headrace.server.generation import Job, new_id
+from headrace.server.protocol import ChatRequest, CompletionRequest, Count, ModelField
+from headrace.server.routing import new_router
+from headrace.types import CompletionOutput, Logprob, PositionLogprobs, RequestOutput, SamplingParams
+
+router = new_router()
+
+
+class DerenderChatRequest(ModelField):
+    """POST /v1/chat/completions/derender"""
+
+    generate_response: dict[str, Any]
+    prompt_tokens: Count | None = None
+    chat_request: ChatRequest | None = None
+    stream: bool | None = None
+
+
+class DerenderCompletionRequest(ModelField):
+    """POST /v1/completions/derender: a response and a count for each prompt."""
+
+    generate_responses: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    prompt_tokens: list[Count] | None = None
+    completion_request: CompletionRequest | None = None
+    stream: bool | None = None
+
+
+@router.post("/v1/chat/completions/derender", tags=["tokens"])
+async def derender_chat(body: DerenderChatRequest, request: Request) -> Response:
+    context = context_of(request)
+    model = checked_model(context, body.model, body.stream)
+    generated = generated_of(context, body.generate_response, "generate_response")
+    if body.chat_request is None:
+        chat = ChatRequest(messages=[{"role": "user", "content": ""}])
+        job, prompt, reading = plain_job("chatcmpl", model, [generated]), "", Reading()
+    else:
+        chat = body.chat_request.model_copy(update={"stream": None, "stream_options": None})
+        job, prompt, reading = await admit_chat(context, request, chat)
+    output = await context.in_thread("Detokenizing", output_of, context, job, 0, generated)
+    answer = ChatWriter(context, chat, job, prompt, reading).completion(output, context.system_fingerprint)
+    if body.chat_request is None:
+        answer.usage = counted(answer.usage, body.prompt_tokens or prompt_tokens_of(generated))
+    return json_response(answer)
+
+
+@router.post("/v1/completions/derender", tags=["tokens"])
+async def derender_completion(body: DerenderCompletionRequest, request: Request) -> Response:
+    context = context_of(request)
+    model = checked_model(context, body.model, body.stream)
+    responses = [generated_of(context, response, "generate_responses") for response in body.generate_responses]
+    if body.prompt_tokens is not None and len(body.prompt_tokens) != len(responses):
+        raise RequestError("prompt_tokens needs a count for each of generate_responses.", "prompt_tokens")
+    if body.completion_request is None:
+        completion, job = CompletionRequest(prompt=[""] * len(responses)), plain_job("cmpl", model, responses)
+    else:
+        completion = body.completion_request.model_copy(update={"stream": None, "stream_options": None})
+        job = await admit_completion(context, request, completion)
+    if len(responses) != len(job.prompts):
+        raise RequestError("generate_responses needs an entry for each prompt.", "generate_responses")
+    writer, choices = CompletionWriter(context, completion, job), []
+    for place, generated in enumerate(responses):
+        output = await context.in_thread("Detokenizing", output_of, context, job, place, generated)
+        choices += writer.choices(place, output)
+    usage = writer.counter.usage()
+    if body.completion_request is None:
+        usage = counted(usage, sum(body.prompt_tokens or map(prompt_tokens_of, responses)))
+    answer = Completion(
+        id=job.id,
+        created=job.created,
+        model=job.model,
+        choices=choices,
+        system_fingerprint=context.system_fingerprint,
+        usage=usage,
+    )
+    return json_response(answer)
+
+
+def checked_model(context: Context, model: str | None, stream: bool | None) -> str:
+    """The name to answer under."""
+    if stream:
+        message = "Streams are not derendered piece by piece: stream from the route itself, or send the whole answer."
+        raise RequestError(message, "stream")
+    return context.served_model(model)
+
+
+def plain_job(prefix: str, model: str, responses: list[Generated]) -> Job:
+    """What stands for a request that isn't known."""
+    count = max((choice.index + 1 for response in responses for choice in response.choices), default=1)
+    params = SamplingParams(n=count)
+    prompts: list[list[int]] = [[] for _ in responses]
+    return Job(
+        id=new_id(prefix),
+        created=int(time.time()),
+        model=model,
+        prompts=prompts,
+        params=params,
+        priority=0,
+        cache_salt=None,
+    )
+
+
+# -- from tokens to outputs -----------------------------------------------------------------------------------------
+
+
+def generated_of(context: Context, response: dict[str, Any], field: str) -> Generated:
+    """A body of /inference/v1/generate, of which only ``choices`` is needed. Raises RequestError naming ``field``."""
+    missing = {"request_id": "", "model": "", "created": 0, "output_mode": "tokens"}
+    known = {name: value for name, value in response.items() if value is not None}
+    try:
+        generated = msgspec.convert(missing | known, Generated, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{field} is no answer of /inference/v1/generate: {error}.", field) from None
+    limit = context.engine.info.vocab_size
+    if any(not 0 <= token < limit for choice in generated.choices for token in choice.token_ids):
+        raise RequestError(f"{field} has token ids beyond the vocabulary of {limit:,} tokens.", field)
+    if sorted(choice.index for choice in generated.choices) != list(range(len(generated.choices))):
+        raise RequestError(f"The choices of {field} must be numbered from 0.", field)
+    return generated
+
+
+def output_of(context: Context, job: Job, place: int, generated: Generated) -> RequestOutput:
+    """What the engine's handle gave, or would have given, for the ``place``-th prompt of ``job``."""
+    usage = generated.usage if isinstance(generated.usage, Usage) else None
+    details = usage.prompt_tokens_details if usage else None
+    outputs = [
+        CompletionOutput(
+            index=choice.index,
+            text=text_of(context, job, place, choice.token_ids, choice.finish_reason, choice.stop_reason),
+            token_ids=choice.token_ids,
+            logprobs=None if choice.logprobs is None else positions_of(context, choice.logprobs),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+        )
+        for choice in generated.choices
+    ]
+    prompt_logprobs = generated.prompt_logprobs if isinstance(generated.prompt_logprobs, list) else None
+    return RequestOutput(
+        request_id=job.id,
+        prompt=None,
+        prompt_token_ids=job.prompts[place],
+        outputs=outputs,
+        finished=True,
+        prompt_logprobs=None if prompt_logprobs is None else prompt_positions_of(context, prompt_logprobs),
+        num_cached_tokens=details.cached_tokens if details else None,
+    )
+
+
+def text_of(
+    context: Context, job: Job, place: int, token_ids: list[int], reason: str | None, stopped_by: int | str | None
+) -> str:
+    params = job.params
+    detokenizer = Detokenizer(
+        context.engine.tokenizer,
+        job.prompts[place],
+        stop=params.stop,
+        skip_special_tokens=params.skip_special_tokens,
+        include_stop=params.include_stop_str_in_output,
+        min_tokens=params.min_tokens,
+    )
+    stop_token = token_ids and (token_ids[-1] == stopped_by or token_ids[-1] in context.engine.info.eos_token_ids)
+    ends = reason == "stop" and bool(stop_token) and not params.include_stop_str_in_output
+    detokenizer.add(token_ids, ends=ends)
+    return detokenizer.take(finished=True)
+
+
+def positions_of(context: Context, logprobs: IdLogprobs) -> list[PositionLogprobs]:
+    return [
+        {entry.token_id: Logprob(entry.logprob, entry.rank, context.engine.tokenizer.token_text(entry.token_id))}
+        | {
+            top.token_id: Logprob(top.logprob, top.rank, context.engine.tokenizer.token_text(top.token_id))
+            for top in (entry.top_logprobs or [])
+        }
+        for entry in logprobs.content
+    ]
+
+
+def prompt_positions_of(context: Context, positions: PromptLogprobs) -> list[PositionLogprobs | None]:
+    name = context.engine.tokenizer.token_text
+    return [
+        None
+        if position is None
+        else {token: Logprob(entry.logprob, entry.rank, name(token)) for token, entry in position.items()}
+        for position in positions
+    ]
+
+
+# -- usage ----------------------------------------------------------------------------------------------------------
+
+
+def prompt_tokens_of(generated: Generated) -> int:
+    return generated.usage.prompt_tokens if isinstance(generated.usage, Usage) else 0
+
+
+def counted(usage: Usage, prompt_tokens: int) -> Usage:
+    """``usage`` with the prompt's tokens, which were not known."""
+    usage.prompt_tokens, usage.total_tokens = prompt_tokens, prompt_tokens + usage.completion_tokens
+    return usage

@@ -1,0 +1,82 @@
+"""POST /generative_scoring: how likely a generating model finds certain next tokens, as vLLM has it.
+
+Each label is sampled on its own, as the only token allowed: the log-probability that comes with it is the model's own,
+and the prompts that all labels share are computed once, where prefixes are cached.
+"""
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import Request
+from pydantic import Field
+from starlette.responses import Response
+
+from headrace.errors import RequestError
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.server.bodies import Usage, json_response
+from headrace.server.context import context_of
+from headrace.server.errors import GenerationError
+from headrace.server.generation import admit, check_body, final_outputs
+from headrace.server.protocol import MAX_PROMPTS, StreamFields, TokenId
+from headrace.server.routing import new_router
+from headrace.server.sampling import checked
+from headrace.types import MAX_N, OutputKind, RequestOutput, SamplingParams
+
+router = new_router()
+
+PREFIX = "generative-scoring"
+TokenIds = list[TokenId]
+
+
+class GenerativeScoringRequest(StreamFields):
+    """POST /generative_scoring"""
+
+    query: str | TokenIds
+    items: Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    label_token_ids: Annotated[TokenIds, Field(min_length=1)]
+    apply_softmax: bool = True
+    item_first: bool = False
+    add_special_tokens: bool = True
+
+
+@router.post("/generative_scoring", tags=["generate"])
+async def generative_scoring(body: GenerativeScoringRequest, request: Request) -> Response:
+    """The probability of the first label after query and item: among the labels, or in the whole vocabulary."""
+    context = context_of(request)
+    check_body(context, body)
+    if body.stream:
+        raise RequestError("Scores are not streamed; leave stream out.", "stream")
+    if context.config.model.logprobs_mode != "raw_logprobs":
+        raise RequestError("Scores need a server with --logprobs-mode raw_logprobs.", "label_token_ids")
+    if len(body.items) * len(body.label_token_ids) > MAX_N:
+        raise RequestError(f"Items × labels is more than {MAX_N} sequences.", "items")
+    labels = list(dict.fromkeys(body.label_token_ids))
+    params = SamplingParams(max_tokens=1, logprobs=0, detokenize=False)
+    params = checked(body, context.config, params, OutputKind.FINAL_ONLY)
+    prompts = await context.in_thread("Tokenizing", prompts_of, context.engine.tokenizer, body)
+    jobs = [
+        await admit(context, request, body, PREFIX, prompts, params.clone(allowed_token_ids=[label]))
+        for label in labels
+    ]
+    outputs = [await final_outputs(context, request, job) for job in jobs]
+    logprobs = np.array([[logprob_of(output) for output in of_label] for of_label in outputs])
+    scores = np.exp(logprobs[0] - (np.logaddexp.reduce(logprobs) if body.apply_softmax else 0)).tolist()
+    data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
+    num_prompt_tokens = sum(map(len, prompts))
+    usage = Usage(num_prompt_tokens, num_prompt_tokens + len(prompts), len(prompts))
+    head = {"id": jobs[0].id, "object": "list", "created": jobs[0].created, "model": jobs[0].model}
+    return json_response(head | {"data": data, "usage": usage})
+
+
+def prompts_of(tokenizer: Tokenizer, body: GenerativeScoringRequest) -> list[str | list[int]]:
+    """The tokens of the query with each item after it, or before it."""
+    query = body.query if isinstance(body.query, list) else tokenizer.encode(body.query, body.add_special_tokens)
+    items = [item if isinstance(item, list) else tokenizer.encode(item, False) for item in body.items]
+    return [item + query if body.item_first else query + item for item in items]
+
+
+def logprob_of(output: RequestOutput) -> float:
+    (sequence,) = output.outputs
+    if not sequence.logprobs:
+        raise GenerationError("The engine gave up on this request; the server's log says why.")
+    return sequence.logprobs[0][sequence.token_ids[0]].logprob
