@@ -27,6 +27,13 @@ def number(text: str) -> float:
         raise ArgumentTypeError(f"{text!r} is no number") from None
 
 
+def from_zero(text: str) -> float:
+    value = number(text)
+    if not value >= 0:
+        raise ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return value
+
+
 def rate(text: str) -> float:
     """Above 0, infinity included."""
     value = number(text)

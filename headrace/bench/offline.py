@@ -17,7 +17,7 @@ import numpy as np
 from headrace.bench import limits
 from headrace.bench.datasets import Sample
 from headrace.bench.ranks import Ranks
-from headrace.bench.spread import percentiles, spread
+from headrace.bench.spread import percentiles, repeated, spread
 from headrace.config import profiler_settings
 from headrace.device import pick_device
 from headrace.errors import ConfigError
@@ -94,8 +94,10 @@ def latency(
         decoding = max(metrics.last_token_ts for metrics in times) - begun
         return elapsed, begun - min(metrics.queued_ts for metrics in times), decoding / max(output_len - 1, 1)
 
-    measured = [one(seed) for seed in range(repeats.warmup + repeats.measured)][repeats.warmup :]
-    files = profiled(llm, lambda: one(sum(repeats)))
+    for seed in range(repeats.warmup):
+        one(seed)
+    measured, interrupted = repeated(lambda i: one(repeats.warmup + i), repeats.measured, ranks.size == 1)
+    files = [] if interrupted else profiled(llm, lambda: one(sum(repeats)))
     every = np.array(ranks.gather(measured))  # ranks × repeats × the three times
     latencies, first, steps = every.max(axis=0).T.tolist()
     result: dict[str, Any] = {
@@ -115,7 +117,7 @@ def latency(
         used = limits.utilization(info, ceilings, seconds=seconds, steps=1, output_tokens=rows, context=context)
         result["decode_step"] = spread(steps) | {"limit": ceilings.decode_step(info, rows, context).total}
         result["decode_step"] |= used._asdict()
-    return result | facts(llm, ceilings, files)
+    return result | facts(llm, ceilings, files, interrupted)
 
 
 def throughput(
@@ -130,24 +132,26 @@ def throughput(
     if len(turns(own)) > 1 and not sampling.detokenize:
         raise ConfigError("a conversation goes on after the replies' texts, so leave out --disable-detokenize.")
     send(llm, own[: repeats.warmup], sampling)
-    runs = []
-    for _ in range(repeats.measured):
+
+    def one(_: int) -> Run:
         llm.reset_prefix_cache()
         ranks.meet()
-        runs.append(one_run(llm, own, sampling, show=ranks.rank == 0 and sys.stderr.isatty()))
-    files = profiled(llm, lambda: send(llm, own, sampling))
+        return one_run(llm, own, sampling, show=ranks.rank == 0 and sys.stderr.isatty())
+
+    runs, interrupted = repeated(one, repeats.measured, ranks.size == 1)
+    files = [] if interrupted else profiled(llm, lambda: send(llm, own, sampling))
     info, ceilings = llm.info, ceilings_of(llm)
-    repeated = list(zip(*ranks.gather(runs), strict=True))
-    times = [max(run.seconds for run in each) for each in repeated]
-    seconds, chosen = sorted(zip(times, repeated, strict=True), key=lambda pair: pair[0])[len(times) // 2]
+    by_repeat = list(zip(*ranks.gather(runs), strict=True))
+    times = [max(run.seconds for run in each) for each in by_repeat]
+    seconds, chosen = sorted(zip(times, by_repeat, strict=True), key=lambda pair: pair[0])[len(times) // 2]
     result: dict[str, Any] = figures(chosen, seconds, info, ceilings)
-    rates = [sum(run.output_tokens for run in each) / time for time, each in zip(times, repeated, strict=True)]
+    rates = [sum(run.output_tokens for run in each) / time for time, each in zip(times, by_repeat, strict=True)]
     result |= {"elapsed_times": times, "output_tokens_per_second_spread": spread(rates)}
     if ranks.size > 1:
         result["ranks"] = [
             {"rank": rank} | figures([run], run.seconds, info, ceilings) for rank, run in enumerate(chosen)
         ]
-    return result | facts(llm, ceilings, files)
+    return result | facts(llm, ceilings, files, interrupted)
 
 
 def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: limits.Ceilings) -> dict[str, Any]:
@@ -243,8 +247,8 @@ def ceilings_of(llm: LLM) -> limits.Ceilings:
     return limits.measure(llm.info.dtype, pick_device(llm.config.model.device))
 
 
-def facts(llm: LLM, ceilings: limits.Ceilings, profile: list[str]) -> dict[str, Any]:
+def facts(llm: LLM, ceilings: limits.Ceilings, profile: list[str], interrupted: bool) -> dict[str, Any]:
     """What a figure means nothing without."""
     info = llm.info
     known = {"model": info.architecture, "device": info.device, "dtype": info.dtype, "ceilings": asdict(ceilings)}
-    return known | ({"profile": profile} if profile else {})
+    return known | ({"profile": profile} if profile else {}) | ({"interrupted": True} if interrupted else {})

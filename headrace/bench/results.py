@@ -10,14 +10,14 @@ from headrace.bench.files import write_whole
 from headrace.errors import ConfigError
 
 
-def check_directory(path: Path) -> None:
+def check_directory(path: Path, flag: str) -> None:
     """Make ``path`` and try whether files can be written there. Raises ConfigError; before a run, not after it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ConfigError(f"--result-dir {path} can't be written to: {error.strerror}.") from None
+        raise ConfigError(f"{flag} {path} can't be written to: {error.strerror}.") from None
 
 
 def save(path: Path, result: dict[str, Any], append: bool, siblings: dict[str, str]) -> list[str]:

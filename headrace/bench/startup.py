@@ -1,27 +1,25 @@
 """``headrace bench startup``: how long a new process takes until its engine is ready, caches empty and warm."""
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from headrace.bench.spread import percentiles
+from headrace.bench.server import run_command
+from headrace.bench.spread import percentiles, repeated
 from headrace.config import Config
 from headrace.errors import ConfigError, HeadraceError
 from headrace.models import packaged, source
 
 ONE_START = """
-import json, os, sys
-answer = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever else is printed is no answer
+import json, sys, time
 from headrace import LLM
 llm = LLM(**json.loads(sys.argv[1]))
-print(json.dumps([[entry.stage, entry.seconds] for entry in llm.info.ledger]), file=answer, flush=True)
+with open(sys.argv[2], "w") as answer:
+    json.dump([time.perf_counter(), {entry.stage: entry.seconds for entry in llm.info.ledger}], answer)
 """
 
 
@@ -35,12 +33,18 @@ def startup(options: dict[str, Any], cold: int, warmup: int, warm: int) -> dict[
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as shared:
         for phase, count, skipped in (("cold", cold, 0), ("warm", warm, warmup)):
-            starts = []
-            for _ in range(skipped + count if count else 0):
+
+            def one(_: int, cold: bool = phase == "cold") -> tuple[float, dict[str, float]]:
                 with tempfile.TemporaryDirectory() as own:
-                    starts.append(one_start(options, Path(own if phase == "cold" else shared)))
-            if measured := starts[skipped:]:
-                result |= figures(phase, *zip(*measured, strict=True))
+                    return one_start(options, Path(own if cold else shared))
+
+            for number in range(skipped if count else 0):
+                one(number)
+            starts, interrupted = repeated(one, count)
+            if starts:
+                result |= figures(phase, *zip(*starts, strict=True))
+            if interrupted:
+                return result | {"interrupted": True}
     return result
 
 
@@ -66,25 +70,16 @@ def one_start(options: dict[str, Any], caches: Path) -> tuple[float, dict[str, f
     if not link.is_symlink():
         link.symlink_to(packaged.cache_root().absolute() / packaged.FILE)
     environment = {"TRITON_CACHE_DIR": str(caches / "triton"), "HEADRACE_CACHE_ROOT": str(caches)}
-    started = time.perf_counter()
-    with (
-        tempfile.TemporaryFile("w+") as said,  # a file never fills up, as a pipe would that nobody reads
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_START, json.dumps(options)],
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        elapsed = time.perf_counter() - started
-        process.wait()
-        said.seek(0)
-        errors = said.read().strip().splitlines()
-    if not line:
-        reason = errors[-1] if errors else "it gave no reason"
-        refusal = reason.removeprefix("headrace.errors.ConfigError: ")
-        raise ConfigError(refusal) if refusal != reason else HeadraceError(f"The engine did not start: {reason}")
-    return elapsed, dict(json.loads(line))
+    with tempfile.TemporaryDirectory() as folder:
+        answer, log = Path(folder, "answer"), Path(folder, "log")
+        started = time.perf_counter()  # the same clock in all processes of one machine
+        code = run_command(
+            [sys.executable, "-c", ONE_START, json.dumps(options), str(answer)], log, environment=environment
+        )
+        if not code:
+            ready, ledger = json.loads(answer.read_text())
+            return ready - started, ledger
+        said = log.read_text(errors="replace").strip().splitlines()
+    reason = said[-1] if said and code > 0 else f"its process ended with code {code}"
+    refusal = reason.removeprefix("headrace.errors.ConfigError: ")
+    raise ConfigError(refusal) if refusal != reason else HeadraceError(f"The engine did not start: {reason}.")

@@ -33,6 +33,14 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
 
 
+COUNTERS = set(Stats.__struct_fields__) - {"num_running", "num_waiting", "kv_cache_usage"}
+
+
+def added_up(total: Stats, latest: Stats) -> Stats:
+    """The latest gauges, and what both counted."""
+    return msgspec.structs.replace(latest, **{name: getattr(total, name) + getattr(latest, name) for name in COUNTERS})
+
+
 class Observer:
     """A listener on one AsyncLLM; who inherits from it may leave out what doesn't concern it."""
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from headrace import LLM, SamplingParams
+from headrace.bench import offline
 from headrace.bench.datasets import Sample
 from headrace.bench.offline import send
 from headrace.bench.startup import one_start
@@ -64,6 +65,25 @@ def test_throughput(flags: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     assert result["total_num_tokens"] == result["total_prompt_tokens"] + result["total_output_tokens"]
     assert result["output_tokens_per_second"] < result["output_tokens_per_second_limit"]
     assert len(result["elapsed_times"]) == 3 and result["elapsed_time"] == sorted(result["elapsed_times"])[1]
+
+
+def test_ctrl_c_leaves_the_figures_so_far(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, one_run = [], offline.one_run
+
+    def interrupted(*arguments: Any, **more: Any) -> offline.Run:
+        if runs:
+            raise KeyboardInterrupt
+        runs.append(one_run(*arguments, **more))
+        return runs[0]
+
+    monkeypatch.setattr(offline, "one_run", interrupted)
+    lengths = ["--input-len", "20", "--output-len", "6", "--num-prompts", "3", "--num-iters", "5"]
+    assert main(["bench", "throughput", *flags, *lengths]) == 130
+    result = result_of(flags)
+    assert result["interrupted"] is True and len(result["elapsed_times"]) == 1 and result["num_requests"] == 3
+    assert "Interrupted: these are the figures so far." in capsys.readouterr().out
 
 
 def test_torchrun_shares_the_requests(flags: list[str]) -> None:
@@ -127,6 +147,10 @@ def test_a_start_fills_its_own_caches_and_no_others(flags: list[str], tmp_path: 
     [
         (["--input-len", "250", "--output-len", "20"], "more than --max-model-len 256"),
         (["--input-len", "0"], "no number above 0"),
+        (["--n", "0"], "--n: '0' is no number above 0"),
+        (["--temperature", "-1"], "--temperature: '-1' is no number from 0 on"),
+        (["--output-json", f"{__file__}/x.json"], "can't be written to: File exists."),
+        (["--dataset-name", "custom", "--dataset-path", "/dev/null"], "there is no file /dev/null"),
         (["--random-range-ratio", "1.5"], "--random-range-ratio: must be at least 0 and below 1."),
         (["--dataset-name", "random-rerank"], "random-rerank is for a server"),
         (["--dataset-name", "sonnet"], "needs a tokenizer"),

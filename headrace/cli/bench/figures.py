@@ -1,13 +1,14 @@
 """What the kinds of benchmarks share: flags that several have, how a figure is printed, the file of results."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench.files import writing
-from headrace.bench.numbers import positive
+from headrace.bench.files import write_json, writing
+from headrace.bench.numbers import from_zero, positive
+from headrace.bench.results import check_directory
+from headrace.cli.main import SIGINT_EXIT
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
 
 if TYPE_CHECKING:
@@ -18,13 +19,21 @@ def add_engine(parser: FlagParser) -> None:
     """The engine's own flags, and those of every measurement of one in this process."""
     add_options(parser, ENGINE_GROUPS)
     parser.add_argument("--n", type=positive, default=1, metavar="N", help="Sequences of each request. [1]")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="Of the samples; 0 is greedy. [1]")
+    parser.add_argument(
+        "--temperature", type=from_zero, default=1.0, metavar="X", help="Of the samples; 0 is greedy. [1]"
+    )
     parser.add_argument("--disable-detokenize", action="store_true", help="Make no text of the tokens.")
     add_output(parser)
 
 
 def add_output(parser: FlagParser) -> None:
     parser.add_argument("--output-json", metavar="FILE", help="Write all figures there.")
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError if the file can't be written; before the measurements, not after them."""
+    if arguments.output_json:
+        check_directory(Path(arguments.output_json).parent, "--output-json")
 
 
 def add_counts(parser: FlagParser, *rows: tuple[tuple[str, ...], Callable[[str], int], int, str]) -> None:
@@ -44,10 +53,12 @@ def sampling(arguments: argparse.Namespace, options: dict[str, Any]) -> "Samplin
 def report(result: dict[str, Any], lines: list[str], path: str | None) -> int:
     """Print ``lines``, and write ``result`` as JSON to ``path``. Returns the exit code."""
     print(*lines, sep="\n")
+    if result.get("interrupted"):
+        print("Interrupted: these are the figures so far.")
     if path:
         with writing(f"--output-json {path}"):
-            Path(path).write_text(json.dumps(result, indent=4) + "\n")
-    return 0
+            write_json(Path(path), result)
+    return SIGINT_EXIT if result.get("interrupted") else 0
 
 
 def used(result: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_counts, add_engine, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, check_output, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output(arguments)
     from headrace.bench.offline import Repeats, latency
     from headrace.bench.ranks import joined
     from headrace.frontend.llm import LLM

@@ -18,6 +18,7 @@ from headrace.bench.reading import Result, as_csv, as_text, rows_of
 from headrace.bench.serve import Plan, Run
 from headrace.cli.bench import limits, serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
+from headrace.cli.main import SIGINT_EXIT
 from headrace.config.options import LoadOptions, ModelOptions
 from headrace.errors import HeadraceError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-SIGINT_EXIT = 130
 BUSY = 0.9  # of its time; a client process beyond that delays what it times
 ANY_VOCABULARY = 256  # token ids that every model has
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
     if saves:
-        results.check_directory((directory / (arguments.result_filename or "by default")).parent)
+        results.check_directory((directory / (arguments.result_filename or "by default")).parent, "--result-dir")
     base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
     route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
     url = f"{base}/{route.lstrip('/')}"

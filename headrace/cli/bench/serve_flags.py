@@ -8,7 +8,7 @@ from typing import Any
 from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
-from headrace.bench.numbers import listed, natural, number, positive, rate
+from headrace.bench.numbers import from_zero, listed, natural, number, positive, rate
 from headrace.bench.serve import RampUp
 from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
@@ -62,7 +62,7 @@ def add_server(parser: FlagParser) -> None:
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
     add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Of every request.")
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
-    add("--ready-check-timeout-sec", type=seconds, default=0.0, metavar="X", help="Wait so long for the server. [0]")
+    add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Wait so long for the server. [0]")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
 
 
@@ -158,13 +158,6 @@ def ramp_up_of(arguments: argparse.Namespace) -> RampUp | None:
 
 
 # -- values of flags ------------------------------------------------------------------------------------------------
-
-
-def seconds(text: str) -> float:
-    value = number(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return value
 
 
 def pair(text: str) -> tuple[str, str]:

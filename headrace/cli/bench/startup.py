@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 from headrace.bench.numbers import natural
-from headrace.cli.bench.figures import add_counts, add_output, report
+from headrace.cli.bench.figures import add_counts, add_output, check_output, report
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.errors import ConfigError
 
@@ -22,6 +22,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output(arguments)
     if not arguments.num_iters_cold and not arguments.num_iters_warm:
         raise ConfigError("--num-iters-cold and --num-iters-warm are both 0: there is nothing to measure.")
     from headrace.bench.startup import startup

@@ -6,7 +6,7 @@ from typing import Any
 
 from headrace.bench import datasets
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_counts, add_engine, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, check_output, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 from headrace.errors import ConfigError
 
@@ -27,6 +27,7 @@ def add_arguments(parser: FlagParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output(arguments)
     if arguments.dataset_name in WITHOUT_OUTPUTS:
         raise ConfigError(f"--dataset-name {arguments.dataset_name} is for a server: use headrace bench serve.")
     from headrace.bench.offline import Repeats, throughput

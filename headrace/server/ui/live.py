@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from headrace.frontend.observer import Observer
+from headrace.frontend.observer import Observer, added_up
 from headrace.types import Stats
 
 SAMPLE_SECONDS = 1.0  # a sample covers at least
@@ -87,22 +87,18 @@ class Live(Observer):
             )
             self._num_steps += 1
         self._heard, self._busy = now, stats.num_running + stats.num_waiting > 0
-        self._sum.prompt_tokens += stats.prompt_tokens
-        self._sum.generation_tokens += stats.generation_tokens
-        self._sum.prefix_cache_queries += stats.prefix_cache_queries
-        self._sum.prefix_cache_hits += stats.prefix_cache_hits
-        self._sum.num_preemptions += stats.num_preemptions
+        self._sum = added_up(self._sum, stats)
         if now - self._since >= SAMPLE_SECONDS:
-            self._close_sample(now, stats)
+            self._close_sample(now)
 
-    def _close_sample(self, now: float, gauges: Stats) -> None:
+    def _close_sample(self, now: float) -> None:
         total, self._sum = self._sum, Stats()
         sample = Sample(
             now,
             now - self._since,
-            gauges.num_running,
-            gauges.num_waiting,
-            gauges.kv_cache_usage,
+            total.num_running,
+            total.num_waiting,
+            total.kv_cache_usage,
             total.prompt_tokens,
             total.generation_tokens,
             total.prefix_cache_queries,
