@@ -11,6 +11,7 @@ _PUBLIC = {
     "AsyncEngineArgs": "headrace.config",
     "EngineArgs": "headrace.config",
     "Config": "headrace.config",
+    "BeamSearchParams": "headrace.frontend.beam",
     "PoolingParams": "headrace.types",
     "PoolingRequestOutput": "headrace.types",
     "SamplingParams": "headrace.types",
@@ -23,6 +24,7 @@ __all__ = ["__version__", *_PUBLIC]
 if TYPE_CHECKING:
     from headrace.config import AsyncEngineArgs, Config, EngineArgs
     from headrace.frontend.async_llm import AsyncLLM
+    from headrace.frontend.beam import BeamSearchParams
     from headrace.frontend.llm import LLM
     from headrace.types import (
         CompletionOutput,

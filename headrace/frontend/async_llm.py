@@ -22,6 +22,7 @@ from headrace.errors import (
     RequestError,
     ShuttingDownError,
 )
+from headrace.frontend.beam import new_track
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar_async
 from headrace.frontend.observer import Observer
@@ -171,9 +172,7 @@ class AsyncLLM:
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._tracker.tracks:
             raise RequestError(f"The request id {request_id} is in use.", "request_id")
-        door, params = self._door, sampling_params
-        held = door.grammar(params), door.thinking(params, token_ids)
-        track = Track(request_id, door.text_of(prompt), token_ids, params, door.tokenizer, *held)
+        track = new_track(request_id, self._door, prompt, token_ids, sampling_params)
         self._tracker.add(track)
         news = self._news[request_id] = Bell()
         try:
@@ -325,7 +324,7 @@ class AsyncLLM:
             raise
 
     async def _take(self, outputs: Outputs) -> None:
-        changed, stopped = self._tracker.take(outputs.deltas, time.monotonic())
+        changed, stopped, following = self._tracker.take(outputs.deltas, time.monotonic())
         for request_id in changed:
             if news := self._news.get(request_id):
                 news.ring()
@@ -335,6 +334,8 @@ class AsyncLLM:
                 observer.on_stats(outputs.stats)
         if stopped:
             await self._engine.send(Abort(stopped))
+        for submit in following:
+            await self._engine.send(submit)
 
     def _die(self, reason: str) -> None:
         self._death = reason

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headrace.config import Config
 from headrace.engine.core import Engine
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
+from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by, new_track
 from headrace.frontend.chat import final_text, load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
@@ -134,6 +135,28 @@ class LLM:
                     yield output
         finally:
             self._alive.abort(self._tracker.abort(track.request_id))
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The ``beam_width`` likeliest continuations of each prompt that a beam search finds.
+
+        ``concurrency_limit``: how many prompts are searched at once; all unless given.
+        """
+        if concurrency_limit is not None and concurrency_limit < 1:
+            raise RequestError(f"concurrency_limit must be at least 1, got {concurrency_limit}.", "concurrency_limit")
+        many = _as_list(prompts)
+        tracks = [self._track(prompt, params.sampling_params, True) for prompt in many]
+        at_once = concurrency_limit or len(tracks)
+        outputs: list[RequestOutput] = []
+        for first in range(0, len(tracks), at_once):
+            batch = tracks[first : first + at_once]
+            outputs += self._run(batch, use_tqdm, [0] * len(batch))
+        return [found_by(output, self._door.tokenizer) for output in outputs]
 
     # -- pooling ----------------------------------------------------------------------------------------------------
 
@@ -268,11 +291,10 @@ class LLM:
 
     def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
         token_ids = self._door.admit(prompt, params, add_special_tokens)
-        if (grammar := self._door.grammar(params)) is not None:
-            check_grammar(grammar)
-        thinking = self._door.thinking(params, token_ids)
-        text, tokenizer = self._door.text_of(prompt), self._door.tokenizer
-        return Track(next(self._ids), text, token_ids, params, tokenizer, grammar, thinking)
+        track = new_track(next(self._ids), self._door, prompt, token_ids, params)
+        if track.grammar is not None:
+            check_grammar(track.grammar)
+        return track
 
     def _submit(self, track: Track, priority: int) -> None:
         self._tracker.add(track)
@@ -281,8 +303,10 @@ class LLM:
 
     def _step(self) -> dict[str, Track]:
         """One engine step; returns the requests that it changed."""
-        changed, stopped = self._tracker.take(self._alive.step(), time.monotonic())
+        changed, stopped, following = self._tracker.take(self._alive.step(), time.monotonic())
         self._alive.abort(stopped)
+        for submit in following:
+            self._alive.submit(submit)
         return changed
 
     def _run(self, tracks: list[Track], use_tqdm: bool, priority: Sequence[int]) -> list[RequestOutput]:

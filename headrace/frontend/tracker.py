@@ -88,21 +88,25 @@ class Track:
             )
         return found
 
+    def go_on(self) -> list[Submit]:
+        """The messages that follow the end of all its sequences; none if that is the request's end."""
+        return []
+
     def _sequence(self, index: int) -> Sequence:
-        params = self.params
-        detokenizer = None
-        if self.tokenizer is not None:
-            detokenizer = Detokenizer(
-                self.tokenizer,
-                self.prompt_token_ids,
-                stop=params.stop,
-                skip_special_tokens=params.skip_special_tokens,
-                include_stop=params.include_stop_str_in_output,
-                min_tokens=params.min_tokens,
-            )
-        logprobs: list[PositionLogprobs] | None = None if params.logprobs is None else []
+        detokenizer = None if self.tokenizer is None else self._detokenizer(self.tokenizer, self.params)
+        logprobs: list[PositionLogprobs] | None = None if self.params.logprobs is None else []
         return Sequence(
             f"{self.request_id}-{index}", index, detokenizer, [], logprobs, None if logprobs is None else 0.0
+        )
+
+    def _detokenizer(self, tokenizer: Tokenizer, params: SamplingParams) -> Detokenizer:
+        return Detokenizer(
+            tokenizer,
+            self.prompt_token_ids,
+            stop=params.stop,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
         )
 
     # -- taking deltas ----------------------------------------------------------------------------------------------
@@ -259,12 +263,15 @@ class Tracker:
 
     def add(self, track: Track) -> None:
         self.tracks[track.request_id] = track
+        self._listen(track)
+
+    def _listen(self, track: Track) -> None:
         for sequence in track.sequences:
             self._sequences[sequence.engine_id] = (track, sequence.index)
 
-    def take(self, deltas: list[TokenDelta], now: float) -> tuple[dict[str, Track], list[str]]:
-        """Apply deltas; returns the requests they changed, and the engine ids that a stop string ended."""
-        changed, stopped = {}, []
+    def take(self, deltas: list[TokenDelta], now: float) -> tuple[dict[str, Track], list[str], list[Submit]]:
+        """Apply deltas: (requests they changed, engine ids that a stop string ended, messages that follow)."""
+        changed, stopped, following = {}, [], []
         for delta in deltas:
             if (found := self._sequences.get(delta.request_id)) is None:
                 continue  # aborted meanwhile
@@ -276,9 +283,13 @@ class Tracker:
                 del self._sequences[delta.request_id]
                 track.finished = all(sequence.finish_reason is not None for sequence in track.sequences)
         for track in changed.values():
-            if track.finished:
+            if track.finished and (submits := track.go_on()):
+                track.finished = False
+                self._listen(track)
+                following += submits
+            elif track.finished:
                 self._end(track)
-        return changed, stopped
+        return changed, stopped, following
 
     def abort(self, request_id: str) -> list[str]:
         """End a request as aborted; returns the engine ids of its sequences that were still running."""

@@ -4,12 +4,22 @@ Ranges of single fields are ``SamplingParams``' own; here are those that need th
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from headrace.config import Config
 from headrace.errors import RequestError
-from headrace.types import EngineInfo, SamplingParams
+from headrace.types import EngineInfo, OutputKind, SamplingParams
 
 MAX_BAD_WORDS = 1024
+MAX_BEAM_WIDTH = 128  # each step looks at so many tokens after each of so many sequences
+UNSEARCHABLE: dict[str, Any] = {  # what a beam search can't obey: the fields, and the values that ask for nothing
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), 0),
+    **dict.fromkeys(("allowed_token_ids", "logit_bias", "structured_outputs", "thinking_token_budget")),
+    "repetition_penalty": 1.0,
+    "stop": [],
+    "bad_words": [],
+}
+BEAMS_ONLY = {"length_penalty": 1.0, "early_stopping": False}
 
 
 def check_prompt(token_ids: list[int], info: EngineInfo) -> None:
@@ -66,12 +76,33 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
             raise RequestError(f"logit_bias values must be in [-100, 100], got {value}.", "logit_bias")
     for name in ("logprobs", "prompt_logprobs"):
         _check_logprobs(name, getattr(params, name), config, info)
+    _check_search(params, config)
     if len(params.bad_words) > MAX_BAD_WORDS:
         raise RequestError(f"bad_words can hold at most {MAX_BAD_WORDS} words.", "bad_words")
     if not all(word.strip() for word in params.bad_words):
         raise RequestError("bad_words can't contain an empty string.", "bad_words")
     if params.top_k >= 2**31:
         raise RequestError("top_k must be less than 2**31.", "top_k")
+
+
+def _check_search(params: SamplingParams, config: Config) -> None:
+    """Beams are ranked by log-probabilities, as the engine reports them; what changes those can't be obeyed."""
+    beams, stopping, mode = params.use_beam_search, params.early_stopping, config.model.logprobs_mode
+    if params.output_kind is OutputKind.DELTA and (beams or params.best_of):
+        name = "use_beam_search" if beams else "best_of"
+        raise RequestError(f"With {name} nothing is settled before the end, so it can't be streamed.", "stream")
+    for name, neutral in (UNSEARCHABLE if beams else BEAMS_ONLY).items():
+        if (asked := getattr(params, name)) != neutral and asked != {}:
+            reason = "can't go with use_beam_search" if beams else "is a beam search's; it needs use_beam_search"
+            raise RequestError(f"{name} {reason}.", name)
+    if not (isinstance(stopping, bool) or stopping == "never"):
+        raise RequestError(f'early_stopping must be true, false or "never", got {stopping!r}.', "early_stopping")
+    if beams and params.num_sequences > MAX_BEAM_WIDTH:
+        message = f"A beam search may be {MAX_BEAM_WIDTH} sequences wide, got {params.num_sequences}."
+        raise RequestError(message, "best_of" if params.best_of else "n")
+    if beams and (mode.endswith("logits") or config.model.logits_processors):
+        flag = f"--logprobs-mode {mode}" if mode.endswith("logits") else "--logits-processors"
+        raise RequestError(f"Beam search can't be used on a server with {flag}.", "use_beam_search")
 
 
 def _check_logprobs(name: str, value: int | None, config: Config, info: EngineInfo) -> None:

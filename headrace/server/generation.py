@@ -61,8 +61,9 @@ async def admit(
     truncate_prompt_tokens: int | None = None,
 ) -> Job:
     """Tokenize and check the prompts of a request; raises what AsyncLLM.prepare raises, and RequestError."""
-    if len(prompts) * params.n > MAX_N:
-        raise RequestError(f"{len(prompts)} prompts × n={params.n} is more than {MAX_N} sequences.", "n")
+    if len(prompts) * params.num_sequences > MAX_N:
+        message = f"{len(prompts)} prompts × {params.num_sequences} is more than {MAX_N} sequences."
+        raise RequestError(message, "best_of" if params.best_of else "n")
     prepare = context.engine.prepare
     tokens = [
         await prepare(
@@ -197,6 +198,7 @@ class TokenCounter:
                 self._completion_tokens += len(sequence.token_ids)
                 if thinker := self._thinker(prompt, sequence.index):
                     thinker.accept_all(sequence.token_ids)
+            self._completion_tokens += output.num_rejected_tokens
 
     def usage(self) -> Usage:
         prompt_tokens = sum(self._prompt_tokens.values())

@@ -70,6 +70,10 @@ class SamplingFields(StreamFields):
     """What completions and chats have in common; names and defaults are OpenAI's and vLLM's."""
 
     n: Count | None = None
+    best_of: Count | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     max_tokens: Count | None = None
     min_tokens: Count | None = None
     temperature: float | None = None

@@ -18,9 +18,6 @@ TEXT_ONLY = "This server takes and gives text only; leave `{name}` out."
 # field -> (a value that asks for nothing, the sentence of refusal)
 REFUSED: dict[str, tuple[Any, str]] = {
     "suffix": (None, "`suffix` is refused: the models served here write on, they do not fill in a middle."),
-    "best_of": (1, "`best_of` was removed from the API; ask for `n` sequences and choose among them."),
-    "use_beam_search": (False, "Beam search is not supported; sample `n` sequences instead of `use_beam_search`."),
-    "length_penalty": (1.0, "`length_penalty` belongs to beam search, which is not supported."),
     "functions": (None, "`functions` was replaced by `tools` in the API."),
     "function_call": ("none", "`function_call` was replaced by `tool_choice` in the API."),
     "modalities": (["text"], TEXT_ONLY),

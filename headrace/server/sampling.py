@@ -18,7 +18,7 @@ COPIED = (
     *("n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
-    *("prompt_logprobs", "thinking_token_budget"),
+    *("prompt_logprobs", "thinking_token_budget", "best_of", "use_beam_search", "length_penalty", "early_stopping"),
 )
 
 
@@ -67,6 +67,8 @@ def build(
     given |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "extra_args": body.vllm_xargs}
     given["structured_outputs"] = structured_outputs(body)
     given["max_tokens"] = defaults.get("max_tokens") if max_tokens is None else max_tokens
+    if body.use_beam_search:
+        defaults = {}  # advice on sampling
     return checked(body, config, SamplingParams(**(defaults | given)), output_kind_of(body))
 
 

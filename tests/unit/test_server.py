@@ -310,6 +310,8 @@ async def test_docs_can_be_off() -> None:
 
 # -- parameters -----------------------------------------------------------------------------------------------------
 
+BEAMS = {"use_beam_search": True, "n": 2, "temperature": 0}
+BEAM_PARAMS = SamplingParams(use_beam_search=True, n=2, temperature=0)
 ALL_EXTRAS = {
     "min_tokens": 2, "top_k": 5, "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -0.5,
     "repetition_penalty": 1.1, "seed": 7, "stop_token_ids": [9], "bad_words": ["x"], "allowed_token_ids": [1, 2],
@@ -329,6 +331,9 @@ ALL_EXTRAS = {
         (COMPLETIONS, {"vllm_xargs": {"a": 1}}, SamplingParams(extra_args={"a": 1})),
         (COMPLETIONS, {"logit_bias": {"5": -100}}, SamplingParams(logit_bias={5: -100.0})),
         (COMPLETIONS, {"best_of": 1, "suffix": None, "user": "me", "unknown": {}}, SamplingParams()),
+        (COMPLETIONS, {"best_of": 3, "n": 2}, SamplingParams(best_of=3, n=2)),
+        (COMPLETIONS, BEAMS | {"length_penalty": 0.5, "best_of": 4}, BEAM_PARAMS.clone(length_penalty=0.5, best_of=4)),
+        (CHATS, BEAMS | {"early_stopping": "never"}, BEAM_PARAMS.clone(max_tokens=None, early_stopping="never")),
         (CHATS, {}, SamplingParams(max_tokens=None)),
         (CHATS, {"max_tokens": 3, "max_completion_tokens": 4}, SamplingParams(max_tokens=4)),
         (CHATS, {"logprobs": True, "top_logprobs": 2, "n": 3}, SamplingParams(max_tokens=None, logprobs=2, n=3)),
@@ -389,7 +394,9 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, {"prompt": ["a"] * 1000, "n": 100}, 400, "n"),
         (COMPLETIONS, TEXT | {"model": "nope"}, 404, "model"),
         (COMPLETIONS, TEXT | {"suffix": "x"}, 400, "suffix"),
-        (COMPLETIONS, TEXT | {"best_of": 5}, 400, "best_of"),
+        (COMPLETIONS, TEXT | {"best_of": 2, "n": 3}, 400, "best_of"),
+        (COMPLETIONS, TEXT | {"best_of": 2, "temperature": 0}, 400, "best_of"),
+        (COMPLETIONS, {"prompt": ["a"] * 1000, "best_of": 100}, 400, "best_of"),
         (COMPLETIONS, TEXT | {"logprobs": 21}, 400, "logprobs"),
         (COMPLETIONS, TEXT | {"logprobs": -1}, 400, "logprobs"),
         (COMPLETIONS, TEXT | {"max_tokens": 0}, 400, "max_tokens"),
@@ -413,7 +420,7 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, TEXT | {"priority": 1}, 400, "priority"),
         (COMPLETIONS, TEXT | {"cache_salt": ""}, 400, "cache_salt"),
         (COMPLETIONS, TEXT | {"guided_json": {"type": "object"}, "guided_regex": "a"}, 400, "guided_json"),
-        (COMPLETIONS, TEXT | {"use_beam_search": True}, 400, "use_beam_search"),
+        (COMPLETIONS, TEXT | {"length_penalty": 11}, 400, "length_penalty"),
         (COMPLETIONS, TEXT | {"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
         (COMPLETIONS, TEXT | {"vllm_xargs": {"a": 2**70}}, 400, None),
         (CHATS, {}, 400, "messages"),

@@ -1,0 +1,279 @@
+"""Requests that generate more than they give: ``best_of``, and beam search.
+
+To its caller a beam search is one request. To the engine each of its steps is a handful of requests for one token and
+its likeliest alternatives; all but the ends of their prompts are in the prefix cache. Knows no engine and no HTTP.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from heapq import nlargest
+from itertools import islice
+
+import msgspec
+
+from headrace.frontend.door import Door, Prompt
+from headrace.frontend.observer import FinishedRequest, Observer
+from headrace.frontend.tokenizer import Tokenizer
+from headrace.frontend.tracker import Sequence, Track
+from headrace.types import (
+    EngineInfo,
+    FinishReason,
+    OutputKind,
+    PositionLogprobs,
+    RequestOutput,
+    SamplingParams,
+    Submit,
+    Thinking,
+    TokenDelta,
+)
+
+ALL = -1  # logprobs of the whole vocabulary
+
+
+class BeamSearchParams(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """What ``LLM.beam_search`` is to find; the fields are those of vLLM's ``BeamSearchParams``, and ``early_stopping``.
+
+    ``temperature`` changes nothing, as nothing is drawn.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+    early_stopping: bool | str = False
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """The same in ``LLM.generate``'s terms. Raises ``RequestError`` if a value is out of range."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "beam_width"}
+        return SamplingParams(n=self.beam_width, use_beam_search=True, logprobs=0, **fields)
+
+
+@dataclass
+class BeamSearchSequence:
+    """One sequence that a beam search found; the fields are vLLM's. ``tokens`` and ``text`` begin with the prompt's."""
+
+    tokens: list[int]
+    logprobs: list[PositionLogprobs]
+    cum_logprob: float
+    text: str | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    lora_request: None = None
+
+
+@dataclass
+class BeamSearchOutput:
+    """What a beam search found for one prompt, the best sequence first."""
+
+    sequences: list[BeamSearchSequence]
+
+
+def new_track(request_id: str, door: Door, prompt: Prompt, token_ids: list[int], params: SamplingParams) -> Track:
+    """The request for a prompt that ``door`` has admitted as ``token_ids``."""
+    arguments = (request_id, door.text_of(prompt), token_ids, params, door.tokenizer)
+    if params.use_beam_search:
+        return BeamTrack(*arguments, door.info)
+    kind = BestTrack if params.best_of else Track
+    return kind(*arguments, door.grammar(params), door.thinking(params, token_ids))
+
+
+class BestTrack(Track):
+    """Gives the ``n`` of its ``num_sequences`` sequences that have the highest log-probability a token, at the end."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        grammar: str | None = None,
+        thinking: Thinking | None = None,
+    ):
+        self._wanted = params
+        super().__init__(request_id, prompt, prompt_token_ids, self._generating(params), tokenizer, grammar, thinking)
+
+    def _generating(self, params: SamplingParams) -> SamplingParams:
+        """``params`` as they are for all sequences."""
+        return params.clone(n=params.num_sequences, best_of=None, logprobs=params.logprobs or 0)
+
+    def output(self, stream_interval: int = 1) -> RequestOutput | None:
+        if not self.finished:
+            return None
+        ranked = sorted(self.sequences, key=self._score, reverse=True)
+        self.sequences, rejected = ranked[: self._wanted.n], ranked[self._wanted.n :]
+        for index, sequence in enumerate(self.sequences):
+            sequence.index = index
+            if self._wanted.logprobs is None:
+                sequence.logprobs = None
+        output = super().output()
+        if output is not None:
+            output.num_rejected_tokens = sum(len(sequence.token_ids) for sequence in rejected)
+        return output
+
+    def _score(self, sequence: Sequence) -> float:
+        return (sequence.cumulative_logprob or 0.0) / max(1, len(sequence.token_ids))
+
+    def report(self) -> FinishedRequest:
+        return msgspec.structs.replace(super().report(), n=self._wanted.n, max_tokens=self._wanted.max_tokens)
+
+
+class BeamTrack(BestTrack):
+    """A beam search: its ``sequences`` are the beams, those it has found wait apart for its end.
+
+    Each step ranks all tokens that may follow all beams. Of the best ``width`` those that end are found; the best
+    ``width`` of those that don't are the next beams. The rules are those of transformers' ``generate``.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        info: EngineInfo,
+    ):
+        self._tokenizer = tokenizer if params.detokenize else None
+        self._max_tokens = params.max_tokens or info.max_model_len - len(prompt_token_ids)
+        self._width = params.num_sequences
+        self._ends = frozenset([*params.stop_token_ids, *([] if params.ignore_eos else info.eos_token_ids)])
+        self._most_logprobs = info.vocab_size
+        self._found: list[Sequence] = []
+        self._step = 0
+        self._following: dict[int, PositionLogprobs] = {}  # by beam: the tokens that may follow it
+        super().__init__(request_id, prompt, prompt_token_ids, params, None)
+
+    def _generating(self, params: SamplingParams) -> SamplingParams:
+        """Those of one step of one beam: of its likeliest tokens some may end it, and as many as are kept must not."""
+        most = min(max(self._width + len(self._ends), params.logprobs or 0), self._most_logprobs)
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            ignore_eos=True,
+            logprobs=ALL if params.logprobs == ALL else most,
+            prompt_logprobs=params.prompt_logprobs,
+            detokenize=False,
+            output_kind=OutputKind.FINAL_ONLY,
+        )
+
+    def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
+        self._submit = partial(super().submits, eos_token_ids, priority, cache_salt)
+        return self._submit()
+
+    def take(self, index: int, delta: TokenDelta, now: float, observers: list[Observer]) -> bool:
+        if self._step:
+            delta.num_cached_tokens = None  # it tells of the prompt and of what has been found after it
+        beam = self.sequences[index]
+        self._take_times(beam, delta, now, observers)
+        beam.finish_reason = delta.finish_reason
+        if delta.logprobs:
+            self._following[index] = delta.logprobs[0]
+        return False
+
+    def go_on(self) -> list[Submit]:
+        if any(beam.finish_reason is not FinishReason.LENGTH for beam in self.sequences):
+            return []  # the engine gave a beam up
+        self._advance()
+        if self._is_over():
+            self.sequences = self._found
+            return []
+        self._step += 1
+        self.params = self.params.clone(prompt_logprobs=None)
+        submits = self._submit()
+        for submit, beam in zip(submits, self.sequences, strict=True):
+            submit.prompt_token_ids = self.prompt_token_ids + beam.token_ids
+        return submits
+
+    def _advance(self) -> None:
+        """Go one token further with the beams, once it is known what may follow each."""
+        follows = (
+            ((beam.cumulative_logprob or 0.0) + entry.logprob, beam, token_id)
+            for index, beam in enumerate(self.sequences)
+            for token_id, entry in self._following[index].items()
+        )
+        ranked = nlargest(self._width * (1 + len(self._ends)), follows, key=lambda one: one[0])
+        beams: list[Sequence] = []
+        last = len(self.sequences[0].token_ids) + 1 == self._max_tokens
+        for place, (logprob, beam, token_id) in enumerate(ranked):
+            if last or token_id in self._ends:
+                if place < self._width:
+                    self._found.append(self._longer(beam, token_id, logprob, len(self._found)))
+            elif len(beams) < self._width:
+                beams.append(self._longer(beam, token_id, logprob, len(beams)))
+        self._found = nlargest(self._width, self._found, key=self._score)
+        self.sequences, self._following = beams, {}
+
+    def _longer(self, beam: Sequence, token_id: int, cumulative_logprob: float, index: int) -> Sequence:
+        """``beam`` and one token more, which may end it."""
+        logprobs = [*(beam.logprobs or []), self._following[beam.index]]
+        longer = Sequence(f"{self.request_id}-{self._step + 1}-{index}", index, None, [*beam.token_ids, token_id])
+        longer.logprobs, longer.cumulative_logprob = logprobs, cumulative_logprob
+        longer.last_token_time = beam.last_token_time
+        if token_id in self._ends:
+            longer.finish_reason = FinishReason.STOP
+            longer.stop_reason = token_id if token_id in self._wanted.stop_token_ids else None
+        elif len(longer.token_ids) == self._max_tokens:
+            longer.finish_reason = FinishReason.LENGTH
+        return longer
+
+    def _is_over(self) -> bool:
+        """Whether no beam is left, or none that is worth following, as ``early_stopping`` judges it."""
+        if not self.sequences or len(self._found) < self._width:
+            return not self.sequences
+        stopping, penalty = self._wanted.early_stopping, self._wanted.length_penalty
+        best = self.sequences[0]
+        length = self._max_tokens if stopping == "never" and penalty > 0 else len(best.token_ids)
+        hope = (best.cumulative_logprob or 0.0) / length**penalty
+        return stopping is True or hope <= self._score(self._found[-1])
+
+    def _score(self, sequence: Sequence) -> float:
+        length = max(1, len(sequence.token_ids))
+        return float((sequence.cumulative_logprob or 0.0) / length**self._wanted.length_penalty)
+
+    def output(self, stream_interval: int = 1) -> RequestOutput | None:
+        if not self.finished:
+            return None
+        self.tokenizer = self._tokenizer
+        for sequence in self.sequences:
+            self._write_out(sequence)
+        return super().output()
+
+    def _write_out(self, sequence: Sequence) -> None:
+        """Give a found sequence its text, and of the logprobs those that were asked for, under their tokens' names."""
+        wanted = self._wanted
+        if self._tokenizer is not None:
+            sequence.detokenizer = self._detokenizer(self._tokenizer, wanted)
+            ends = sequence.finish_reason is FinishReason.STOP and not wanted.include_stop_str_in_output
+            sequence.detokenizer.add(sequence.token_ids, ends=ends)
+        if wanted.logprobs is None or sequence.logprobs is None:
+            return
+        count = None if wanted.logprobs == ALL else wanted.logprobs
+        sequence.logprobs = [
+            {token_id: position[token_id]} | dict(islice(position.items(), count))
+            for token_id, position in zip(sequence.token_ids, sequence.logprobs, strict=True)
+        ]
+        self._name_tokens(sequence.logprobs)
+
+
+def found_by(output: RequestOutput, tokenizer: Tokenizer | None) -> BeamSearchOutput:
+    """A beam search's output in the shape of vLLM's ``LLM.beam_search``."""
+    prompt = output.prompt
+    if prompt is None and tokenizer is not None:
+        prompt = tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False)
+    return BeamSearchOutput(
+        [
+            BeamSearchSequence(
+                tokens=[*output.prompt_token_ids, *one.token_ids],
+                logprobs=one.logprobs or [],
+                cum_logprob=one.cumulative_logprob or 0.0,
+                text=None if prompt is None else prompt + one.text,
+                finish_reason=one.finish_reason,
+                stop_reason=one.stop_reason,
+            )
+            for one in output.outputs
+        ]
+    )

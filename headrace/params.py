@@ -1,0 +1,187 @@
+"""What a request may ask for: how to sample, which form the output has, how to pool.
+
+Plain data (msgspec structs), as in ``headrace.types``, which is where other rooms import them from. Owns the ranges of
+single fields; what depends on the model is ``frontend/validation.py``'s to check.
+"""
+
+import enum
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.errors import RequestError
+
+GREEDY_BELOW = 1e-5  # a temperature under this means greedy decoding
+MAX_N = 16_384  # most sequences one request may ask for
+
+
+class OutputKind(enum.IntEnum):
+    """What each output of a running request carries: all text so far, only what is new, or one final output."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The form an output must have: one of the first six, and how JSON is to be spaced. The fields are vLLM's.
+
+    Raises ``RequestError`` unless exactly one form is asked for.
+    """
+
+    json: str | bool | dict[str, Any] | None = None  # a JSON schema
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # in Lark's notation, or GBNF
+    structural_tag: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None  # a regex: what may stand between JSON's tokens
+
+    def __post_init__(self) -> None:
+        forms = (self.json, self.regex, self.choice, self.grammar, self.structural_tag, self.json_object or None)
+        if sum(form is not None for form in forms) != 1:
+            raise RequestError(
+                "structured_outputs needs exactly one of json, regex, choice, grammar, structural_tag and json_object.",
+                "structured_outputs",
+            )
+        if self.choice is not None and not all(self.choice or [""]):
+            raise RequestError("choice must be a list of texts that are not empty.", "structured_outputs")
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
+    """How to sample one request; the fields and defaults are those of vLLM's ``SamplingParams``.
+
+    Raises ``RequestError`` naming the field if a value is out of range.
+    """
+
+    n: int = 1
+    best_of: int | None = None  # generate so many sequences, give the best n: of a beam search, its width
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    bad_words: list[str] = []
+    allowed_token_ids: list[int] | None = None
+    logit_bias: dict[int, float] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    output_kind: OutputKind = OutputKind.CUMULATIVE
+    extra_args: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: StructuredOutputsParams | None = None  # the older name
+    thinking_token_budget: int | None = None  # of reasoning, whose end is forced then. None: no limit, nor is one -1
+    # Whether a chat's answers begin within reasoning, may begin with it, or come after it: structured_outputs wait for
+    # its end. None (no chat): they hold from the first token on.
+    reasoning: Literal["inside", "open", "over"] | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0  # a found sequence scores its log-probability / its length ** this
+    early_stopping: bool | str = False  # end once enough are found, once better ones are unlikely, or "never" before
+
+    def __post_init__(self) -> None:
+        if self.structured_outputs and self.guided_decoding:
+            message = "structured_outputs and guided_decoding are two names of one thing: give one of them."
+            raise RequestError(message, "guided_decoding")
+        self.structured_outputs, self.guided_decoding = self.structured_outputs or self.guided_decoding, None
+        if isinstance(self.structured_outputs, dict):
+            self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        self.stop_token_ids = list(self.stop_token_ids or [])
+        self.bad_words = list(self.bad_words or [])
+        if self.top_k == -1:  # the older spelling of "off"
+            self.top_k = 0
+        self.best_of = None if self.best_of == self.n else self.best_of
+        self._check()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def num_sequences(self) -> int:
+        """How many are generated, of which ``n`` are given."""
+        return self.best_of or self.n
+
+    def clone(self, **changes: Any) -> "SamplingParams":
+        """A copy with ``changes`` applied and validated."""
+        return msgspec.structs.replace(self, **changes)
+
+    def _check(self) -> None:
+        ranges = (
+            ("n", 1 <= self.n <= MAX_N, f"between 1 and {MAX_N}"),
+            ("best_of", not self.best_of or self.n <= self.best_of <= MAX_N, f"between n ({self.n}) and {MAX_N}"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "greater than zero"),
+            ("temperature", 0.0 <= self.temperature < float("inf"), "non-negative"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("top_k", self.top_k >= 0, "0 or -1 (off), or at least 1"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
+            ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", self.min_tokens >= 0, "non-negative"),
+            ("thinking_token_budget", (self.thinking_token_budget or 0) >= -1, "-1 (no limit) or non-negative"),
+            (
+                "min_tokens",
+                self.max_tokens is None or self.min_tokens <= self.max_tokens,
+                f"at most max_tokens ({self.max_tokens})",
+            ),
+            ("logprobs", self.logprobs is None or self.logprobs >= -1, "-1 (all) or non-negative"),
+            ("prompt_logprobs", self.prompt_logprobs is None or self.prompt_logprobs >= -1, "-1 (all) or non-negative"),
+            ("length_penalty", -10.0 <= self.length_penalty <= 10.0, "in [-10, 10]"),
+        )
+        for name, fine, allowed in ranges:
+            if not fine:
+                raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)}.", name)
+        if "" in self.stop:
+            raise RequestError("stop can't contain an empty string.", "stop")
+        if self.stop and not self.detokenize:
+            raise RequestError("stop strings need detokenize=True; use stop_token_ids instead.", "stop")
+        if self.greedy and self.num_sequences > 1 and not self.use_beam_search:
+            name, count = ("best_of", self.best_of) if self.best_of else ("n", self.n)
+            raise RequestError(f"{name} must be 1 with greedy sampling (temperature 0), got {count}.", name)
+
+
+POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify")
+
+
+class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What to make of one prompt's hidden states; the fields are those of vLLM's ``PoolingParams``.
+
+    Raises ``RequestError`` naming the field if a value is out of range.
+    """
+
+    task: str | None = None  # one of POOLING_TASKS; None: what the model is for
+    dimensions: int | None = None  # keep the first ones of an embedding; None: all
+    use_activation: bool | None = None  # normalise embeddings, make scores probabilities; None: as the model says
+    truncate_prompt_tokens: int | None = None  # cut prompts to so many tokens; -1: to the model's length
+    second_segment: int | None = None  # where the second text of a pair begins, for models that mark it
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in POOLING_TASKS:
+            raise RequestError(f"task must be one of {', '.join(POOLING_TASKS)}, got {self.task!r}.", "task")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise RequestError(f"dimensions must be at least 1, got {self.dimensions}.", "dimensions")
+        if self.truncate_prompt_tokens is not None and (cut := self.truncate_prompt_tokens) < 1 and cut != -1:
+            raise RequestError(
+                f"truncate_prompt_tokens must be at least 1, or -1 for the model's length, got {cut}.",
+                "truncate_prompt_tokens",
+            )
+
+    def clone(self, **changes: Any) -> "PoolingParams":
+        """A copy with ``changes`` applied and validated."""
+        return msgspec.structs.replace(self, **changes)
