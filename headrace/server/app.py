@@ -20,6 +20,7 @@ from headrace.server import (
     errors,
     generate,
     info,
+    messages,
     pooling,
     profile,
     responses,
@@ -50,7 +51,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     app.state.context = Context(config, engine, registry)
     app.state.responses = responses.Store(server)
     routers = [room.router for room in (info, completions, chat, generate, tokens, embeddings, pooling, score)]
-    routers.append(responses.router)
+    routers += [messages.router, responses.router]
     routers += [room.router for room in (abort, batch_chat, derender, scoring)]
     app.state.abortable = abort.Abortable()
     if server.enable_tokenizer_info_endpoint:

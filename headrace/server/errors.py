@@ -22,7 +22,6 @@ from headrace.errors import (
     RequestError,
     ShuttingDownError,
 )
-from headrace.server.protocol import UNION_TAGS
 
 TYPES = {
     400: "BadRequestError",
@@ -103,7 +102,7 @@ def invalid_field(errors: Sequence[Any]) -> tuple[str, str | None]:
     first = errors[0]
     if not first["loc"]:
         return "The body must be a JSON object.", None
-    location = [str(part) for part in first["loc"] if part not in UNION_TAGS]
+    location = [str(part) for part in first["loc"] if not str(part).startswith("[")]  # a union's tags stand in brackets
     path = ".".join(location)
     if first["type"] == "missing":
         return f"{path} is required.", location[0]

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 LATER = "`{name}` is not supported by this server yet; leave it out."
 TEXT_ONLY = "This server takes and gives text only; leave `{name}` out."
+NOTHING_RUN = "This server runs no tools itself; leave `{name}` out."
 
 # field -> (a value that asks for nothing, the sentence of refusal)
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -35,6 +36,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "return_token_offsets": (False, LATER),
     "kv_transfer_params": (None, LATER),
     "ec_transfer_params": (None, LATER),
+    "container": (None, NOTHING_RUN),
+    "mcp_servers": (None, NOTHING_RUN),
+    "output_format": (None, "`output_format` is called `output_config.format` now."),
+    "inference_geo": (None, LATER),
+    "speed": ("standard", LATER),
+    "fallbacks": (None, LATER),
+    "compaction": (None, LATER),
+    "thread": (None, LATER),
 }
 
 

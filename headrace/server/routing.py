@@ -127,6 +127,7 @@ class CountedResponse(Response):
     def __init__(self, response: Response, until_sent: ExitStack):
         super().__init__()
         self.response, self.until_sent = response, until_sent
+        self.raw_headers = response.raw_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.until_sent:

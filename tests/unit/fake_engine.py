@@ -85,6 +85,7 @@ class FakeEngine:
         self.gate: Callable[[], Any] | None = None
         self.fail: Exception | None = None
         self.finish_reason = "stop"
+        self.stop_reason: str | None = None
         self.queue_full = self.draining = False
         self.death: str | None = None
         self.died = asyncio.Event()
@@ -176,6 +177,7 @@ class FakeEngine:
                     token_ids=ids,
                     logprobs=None if params.logprobs is None else [position(i, params.logprobs) for i in ids],
                     finish_reason=reason,
+                    stop_reason=self.stop_reason if reason else None,
                 )
                 for index in indices
             ],

@@ -1,0 +1,94 @@
+"""A generating request's outputs as Anthropic's answer: one message, or the events of a stream."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from msgspec import UNSET
+
+from headrace.server.answers import Reading
+from headrace.server.context import Context
+from headrace.server.generation import Job, TokenCounter, merged_outputs
+from headrace.server.messages.blocks import Blocks
+from headrace.server.messages.bodies import (
+    AppliedEdits,
+    Event,
+    Message,
+    MessageDelta,
+    MessageStart,
+    MessageStop,
+    MessageUsage,
+    Ping,
+    Stop,
+    ThinkingDetails,
+)
+from headrace.server.messages.schema import MessagesRequest
+from headrace.server.protocol import ChatRequest
+from headrace.server.sse import event
+from headrace.types import CompletionOutput, RequestOutput
+
+
+class MessageWriter:
+    def __init__(self, context: Context, body: MessagesRequest, chat: ChatRequest, job: Job, reading: Reading):
+        self._counter = TokenCounter(context, chat, job)
+        self._body = body
+        self._job = job
+        self._blocks = Blocks(reading)
+        self._edits = AppliedEdits() if body.context_management else UNSET
+
+    def message(self, output: RequestOutput) -> Message:
+        """The answer of a request that has finished."""
+        self._counter.add(0, output)
+        (sequence,) = output.outputs
+        message = self._empty(self._usage())
+        message.content = self._blocks.whole(sequence)
+        stop = self._stop(sequence)
+        message.stop_reason, message.stop_sequence = stop.stop_reason, stop.stop_sequence
+        message.context_management = self._edits
+        return message
+
+    async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
+        yield framed(MessageStart(self._empty(MessageUsage(input_tokens=len(self._job.prompts[0]))))) + framed(Ping())
+        async with aclosing(merged_outputs(context, self._job)) as outputs:
+            async for _, output in outputs:
+                self._counter.add(0, output)
+                (sequence,) = output.outputs
+                data = b"".join(map(framed, self._blocks.events(sequence)))
+                if sequence.finished:
+                    delta = MessageDelta(
+                        delta=self._stop(sequence), usage=self._usage(), context_management=self._edits
+                    )
+                    data += framed(delta) + framed(MessageStop())
+                if data:
+                    yield data
+
+    def _empty(self, usage: MessageUsage) -> Message:
+        message_id = self._job.id.replace("-", "_", 1)  # msg_…
+        return Message(id=message_id, model=self._job.model, content=[], usage=usage)
+
+    def _stop(self, sequence: CompletionOutput) -> Stop:
+        """Why the answer ended, once its blocks are read."""
+        if isinstance(sequence.stop_reason, str):
+            return Stop("stop_sequence", sequence.stop_reason)
+        reason = self._blocks.answers.finish_reason(sequence)
+        if reason == "tool_calls":
+            return Stop("tool_use", None)
+        if reason == "length":
+            full = self._counter.usage().completion_tokens < self._body.max_tokens
+            return Stop("model_context_window_exceeded" if full else "max_tokens", None)
+        return Stop("end_turn", None)
+
+    def _usage(self) -> MessageUsage:
+        usage = self._counter.usage()
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
+        thought = usage.completion_tokens_details
+        return MessageUsage(
+            input_tokens=usage.prompt_tokens - cached,
+            cache_read_input_tokens=cached,
+            output_tokens=usage.completion_tokens,
+            output_tokens_details=thought if thought is UNSET else ThinkingDetails(thought.reasoning_tokens),
+        )
+
+
+def framed(body: Event) -> bytes:
+    """An event, which says its name twice."""
+    return event(body, str(type(body).__struct_config__.tag))
