@@ -9,19 +9,22 @@ from headrace.server.responses.items import Item
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
 
-class CachedTokens(msgspec.Struct):
-    cached_tokens: int = 0
+class InputDetails(msgspec.Struct):
+    """``cache_write_tokens``: those written because the request said so, which none can here."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
 
 
-class ReasoningTokens(msgspec.Struct):
-    reasoning_tokens: int = 0
+class OutputDetails(msgspec.Struct):
+    reasoning_tokens: int
 
 
 class ResponseUsage(msgspec.Struct, kw_only=True):
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputDetails
     output_tokens: int
-    output_tokens_details: ReasoningTokens = msgspec.field(default_factory=ReasoningTokens)
+    output_tokens_details: OutputDetails
     total_tokens: int
 
 

@@ -27,7 +27,6 @@ RENAMED = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 def chat_request(body: ResponsesRequest, items: list[Item]) -> ChatRequest:
     """The chat that ``body`` asks for. Raises ``RequestError``."""
-    body.check()
     tools, choice = tools_of(body)
     text, effort = body.text, body.reasoning and body.reasoning.effort
     kwargs = {"verbosity": text.verbosity} if text and text.verbosity else {}
@@ -65,9 +64,10 @@ def tools_of(body: ResponsesRequest) -> tuple[list[dict[str, Any]] | None, str |
     if not isinstance(choice, dict):
         return tools or None, choice
     if choice.get("type") == "allowed_tools":
-        allowed = [tool.get("name") for tool in choice.get("tools") or [] if isinstance(tool, dict)]
+        listed = choice.get("tools")
+        allowed = [tool.get("name") for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
         missing = [name for name in allowed if name not in [tool["function"].get("name") for tool in tools]]
-        if missing or choice.get("mode") not in ("auto", "required"):
+        if not allowed or missing or choice.get("mode") not in ("auto", "required"):
             message = "tool_choice allowed_tools needs a mode, auto or required, and functions that are among tools."
             raise RequestError(message, "tool_choice")
         return [tool for tool in tools if tool["function"]["name"] in allowed], choice["mode"]
@@ -89,6 +89,7 @@ async def admit_response(
     context: Context, request: Request, body: ResponsesRequest, items: list[Item]
 ) -> tuple[Job, Reading]:
     """The job, and how its answer is read. Raises ``RequestError`` in terms of this API."""
+    body.check()
     try:
         chat = chat_request(body, items)
         job, _, reading = await admit_fitting(context, request, chat, truncate=body.truncation == "auto")

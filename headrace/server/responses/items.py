@@ -4,7 +4,6 @@ Shapes: OpenAI's Responses API. Knows no request and no route.
 """
 
 import base64
-import binascii
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -45,7 +44,7 @@ class Reasoning(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoning")
         if not (self.content or self.summary) and self.encrypted_content:
             try:
                 return base64.b64decode(self.encrypted_content, validate=True).decode()
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:
                 raise RequestError(
                     "The encrypted_content of a reasoning item is not from this server.", "input"
                 ) from None

@@ -59,6 +59,7 @@ async def render_response(body: ResponsesRequest, request: Request) -> Response:
 async def count_input_tokens(body: ResponsesRequest, request: Request) -> Response:
     context = context_of(request)
     check_body(context, body)
+    body.check()
     items, history = items_of(store_of(request), owner_of(request), body)
     text = await rendered(context, chat_request(body, history + items))
     tokens = await context.in_thread("Tokenizing", context.engine.tokenizer.encode, text, False)

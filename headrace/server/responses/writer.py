@@ -14,10 +14,11 @@ from headrace.server.answers import Answers, Reading, new_call_id
 from headrace.server.bodies import TokenLogprob
 from headrace.server.context import Context
 from headrace.server.errors import describe
-from headrace.server.generation import Job, merged_outputs
+from headrace.server.generation import Job, TokenCounter, merged_outputs
 from headrace.server.logprobs import chat_logprobs, token_namer
 from headrace.server.responses.bodies import (
-    CachedTokens,
+    InputDetails,
+    OutputDetails,
     ResponseBody,
     ResponseError,
     ResponseUsage,
@@ -89,6 +90,8 @@ class ResponseWriter:
         self.failure: Exception | None = None
         self._context, self._job, self._reading = context, job, reading
         self._answers = Answers(reading)
+        self._counter = TokenCounter(context, body, job)
+        self._num_cached = 0
         self._encrypt = body.includes(ENCRYPTED)
         self._name = token_namer(context, body)
         self.number = 0  # of the next event
@@ -129,7 +132,7 @@ class ResponseWriter:
         """Close what is open; the response is finished when its last event is given."""
         response = self.response
         yield from self._close("completed" if status == "completed" else "incomplete")
-        response.status = status
+        response.status, response.usage = status, self._usage()
         if status == "completed":
             response.completed_at = int(time.time())
         elif status == "incomplete":
@@ -137,7 +140,8 @@ class ResponseWriter:
         yield self._state(status)
 
     def _take(self, output: RequestOutput) -> Iterator[Event]:
-        self._count(output)
+        self._counter.add(0, output)
+        self._num_cached = output.num_cached_tokens or self._num_cached
         (sequence,) = output.outputs
         piece = self._answers.piece(sequence)
         if sequence.logprobs is not None and self._brings_content(piece):
@@ -162,15 +166,15 @@ class ResponseWriter:
             return self._kinds[-1:] == ["content"]
         return any(part.kind == "content" for part in piece.parts)
 
-    def _count(self, output: RequestOutput) -> None:
-        num, new = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
-        if self.response.usage is None:
-            cached = CachedTokens(output.num_cached_tokens or 0)
-            self.response.usage = ResponseUsage(
-                input_tokens=num, input_tokens_details=cached, output_tokens=0, total_tokens=num
-            )
-        self.response.usage.output_tokens += new
-        self.response.usage.total_tokens += new
+    def _usage(self) -> ResponseUsage:
+        num_input, num_output = len(self._job.prompts[0]), self._counter.usage().completion_tokens
+        return ResponseUsage(
+            input_tokens=num_input,
+            input_tokens_details=InputDetails(self._num_cached),
+            output_tokens=num_output,
+            output_tokens_details=OutputDetails(self._counter.reasoning_tokens),
+            total_tokens=num_input + num_output,
+        )
 
     # -- events -----------------------------------------------------------------------------------------------------
 
