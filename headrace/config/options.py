@@ -216,4 +216,8 @@ class ServerOptions:
     stored_response_lifetime: float = option(
         86400.0, "Seconds after its last use for which a response is kept.", minimum=0
     )
+    max_stored_file_bytes: int = option(
+        2**30, "Most disk space for /v1/files and what /v1/batches writes; 0 for neither.", size=True, minimum=0
+    )
+    stored_file_lifetime: float = option(604800.0, "Seconds for which such a file is kept.", minimum=0)
     max_request_bytes: int = option(32 * 2**20, "Largest request body.", size=True, minimum=1)

@@ -29,6 +29,7 @@ from headrace.server import (
     tokens,
     ui,
 )
+from headrace.server.batch import routes as batch
 from headrace.server.context import Context
 from headrace.server.docs import documentation
 from headrace.server.routing import GuardedRoute, RequestIdHeader
@@ -54,6 +55,9 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     routers += [messages.router, responses.router]
     routers += [room.router for room in (abort, batch_chat, derender, scoring)]
     app.state.abortable = abort.Abortable()
+    if server.max_stored_file_bytes:
+        app.state.batch = batch.Rooms(config)
+        routers.append(batch.router)
     if server.enable_tokenizer_info_endpoint:
         routers.append(tokens.info_router)
     if profiler_settings(config.profiling.profiler_config):

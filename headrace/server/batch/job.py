@@ -23,6 +23,14 @@ Integers = npt.NDArray[np.int64]
 OPEN = -1  # the place of an answer that isn't there
 
 
+class RepeatedIdError(HeadraceError):
+    """Two lines have the same custom_id; the numbers count from 1."""
+
+    def __init__(self, first: int, second: int):
+        super().__init__(f"Lines {first} and {second} have the same custom_id: give each its own.")
+        self.second = second
+
+
 class Written(msgspec.Struct):
     """What matters of an answer that an earlier run wrote."""
 
@@ -46,6 +54,8 @@ class Job:
             self._keys = line_keys(source, model, limit)
         except OSError as error:
             raise ConfigError(f"--input-file {source} can't be read: {error.strerror}.") from None
+        except RepeatedIdError as error:
+            raise ConfigError(f"--input-file {source} can't be answered. {error}") from None
         if not len(self._keys):
             raise ConfigError(f"--input-file {source} holds no requests.")
         self.total = len(self._keys)
@@ -118,7 +128,7 @@ class Job:
 
 
 def line_keys(source: Path, model: str, limit: int) -> npt.NDArray[np.uint64]:
-    """A number for each line, by which its answer is known. ConfigError if two lines have the same custom_id."""
+    """A number for each line, by which its answer is known. Raises RepeatedIdError."""
     keys, names, numbers = array("Q"), array("q"), array("q")
     with source.open("rb") as file:
         for number, raw in raw_lines(file, limit):
@@ -129,8 +139,7 @@ def line_keys(source: Path, model: str, limit: int) -> npt.NDArray[np.uint64]:
     order = np.argsort(np.array(names), kind="stable")
     again = np.flatnonzero(np.diff(np.array(names)[order]) == 0)
     if len(again):
-        first, second = numbers[order[again[0]]], numbers[order[again[0] + 1]]
-        raise ConfigError(f"lines {first} and {second} of {source} have the same custom_id: give each its own.")
+        raise RepeatedIdError(numbers[order[again[0]]], numbers[order[again[0] + 1]])
     return np.array(keys, np.uint64)
 
 

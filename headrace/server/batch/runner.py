@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import httpx
 from fastapi import FastAPI
@@ -17,6 +18,13 @@ PATIENCE = 600.0  # seconds that a line which is told to come back later (429) d
 JSON = "application/json"
 
 
+class Caller(NamedTuple):
+    """Whom requests count for: an API key, or without one an address."""
+
+    key: str | None = None
+    address: str = "127.0.0.1"
+
+
 async def answer_lines(
     app: FastAPI,
     model: str,
@@ -25,16 +33,16 @@ async def answer_lines(
     take: Callable[[Line, Answer], None],
     *,
     room: asyncio.Semaphore | None = None,
-    authorization: str | None = None,
+    caller: Caller | None = None,
 ) -> None:
     """Give ``take`` each line with its answer, as they come; at most ``width`` are under way, and no more are read.
 
-    ``room``: shared by batches that have to be content with it together. ``authorization``: the header to send along.
-    Cancelling this aborts the requests under way.
+    ``room``: shared by batches that have to be content with it together. Cancelling this aborts what is under way.
     """
-    headers = {"Content-Type": JSON} | ({"Authorization": authorization} if authorization else {})
+    caller = caller or Caller()
+    headers = {"Content-Type": JSON} | ({"Authorization": f"Bearer {caller.key}"} if caller.key else {})
     room = room or asyncio.Semaphore(width)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(caller.address, 0))
     async with httpx.AsyncClient(transport=transport, base_url="http://batch", headers=headers, timeout=None) as client:
 
         async def work() -> None:

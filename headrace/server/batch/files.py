@@ -1,0 +1,113 @@
+"""The files behind /v1/files: on disk in a folder of the server's own, bounded in bytes and in life, one owner each.
+
+Files belong to whoever's API key brought them, and nobody else can tell that they exist. Knows no HTTP and no batches.
+"""
+
+import secrets
+import shutil
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+import msgspec
+
+from headrace.config import ServerOptions
+from headrace.errors import RequestError
+
+OVERHEAD = 4096  # bytes that a file counts for beside its own
+
+
+class FileNotFound(RequestError):
+    """There is no such file, or it is another's (HTTP 404)."""
+
+    status = 404
+
+
+class NoRoomError(RequestError):
+    """The files would be more than the server keeps (HTTP 413)."""
+
+    status = 413
+
+
+class FileObject(msgspec.Struct, kw_only=True):
+    """What clients see of a file; the fields are OpenAI's."""
+
+    id: str
+    object: str = "file"
+    bytes: int = 0
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: str = "processed"
+    status_details: None = None
+
+
+class StoredFile:
+    """A file, its owner and where it is."""
+
+    def __init__(self, owner: str, about: FileObject, path: Path):
+        self.owner, self.about, self.path = owner, about, path
+
+
+class Files:
+    """All files, the oldest first."""
+
+    def __init__(self, options: ServerOptions):
+        self._options = options
+        self._files: dict[str, StoredFile] = {}
+        self._used = 0  # bytes, each file's overhead included
+        self._folder: Path | None = None
+
+    def new(self, owner: str, filename: str, purpose: str) -> StoredFile:
+        """An empty file. Raises NoRoomError."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="headrace-files-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._take_room(OVERHEAD)
+        name, now = f"file-{secrets.token_hex(12)}", int(time.time())
+        expires = now + int(self._options.stored_file_lifetime)
+        about = FileObject(id=name, created_at=now, expires_at=expires, filename=filename, purpose=purpose)
+        file = self._files[name] = StoredFile(owner, about, self._folder / name)
+        file.path.touch()
+        return file
+
+    def append(self, file: StoredFile, data: bytes) -> None:
+        """Raises NoRoomError."""
+        self._take_room(len(data))
+        file.about.bytes += len(data)
+        with file.path.open("ab") as stream:
+            stream.write(data)
+
+    def find(self, file_id: str, owner: str, param: str = "file_id") -> StoredFile:
+        """Raises FileNotFound, blaming ``param``."""
+        self._forget_old()
+        file = self._files.get(file_id)
+        if file is None or file.owner != owner:
+            raise FileNotFound(f"No such File object: {file_id}.", param)
+        return file
+
+    def of(self, owner: str) -> list[FileObject]:
+        """An owner's files, the newest first."""
+        self._forget_old()
+        return [file.about for file in reversed(self._files.values()) if file.owner == owner]
+
+    def remove(self, file: StoredFile) -> None:
+        if self._files.pop(file.about.id, None) is not None:
+            self._used -= file.about.bytes + OVERHEAD
+            file.path.unlink(missing_ok=True)
+
+    def _forget_old(self) -> None:
+        now = time.time()
+        while self._files and (oldest := next(iter(self._files.values()))).about.expires_at < now:
+            self.remove(oldest)
+
+    def _take_room(self, size: int) -> None:
+        self._forget_old()
+        limit = self._options.max_stored_file_bytes
+        if self._used + size > limit:
+            raise NoRoomError(
+                f"The server keeps {limit:,} bytes of files (--max-stored-file-bytes): delete some.", "file"
+            )
+        self._used += size
