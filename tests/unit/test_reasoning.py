@@ -129,6 +129,6 @@ async def test_tokens_of_reasoning_are_counted(options: Any, body: Any, counted:
 
 async def test_completions_count_reasoning_that_their_prompt_opens() -> None:
     async with serving("So.</think>Yes.", reasoning_parser="qwen3") as (client, _):
-        for prompt, counted in (("Hm.<think>", 3), ("Hm.", 0)):
+        for prompt, counted in (("Hm.<think>So", 3), ("Hm.<think></think>", 0), ("Hm.", 0)):
             body = (await client.post("/v1/completions", json={"prompt": prompt})).json()
             assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": counted}

@@ -10,7 +10,7 @@ from headrace.frontend.parsers.formats import ReasoningFormat
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.types import Thinking
 
-TAIL = 64  # tokens of a prompt that show whether it opens reasoning
+TAIL = 1024  # tokens of a prompt that are looked at for whether they open reasoning
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Marks:
         return replace(self._thinking, inside=place == "inside", budget=None if budget == -1 else budget)
 
     def place_after(self, prompt: list[int]) -> Place:
-        """Where an answer to a prompt of token ids begins."""
-        return place_of(self.format, self.tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False))
+        """Where what follows a prompt of token ids begins, of which nobody knows how much is the model's own."""
+        text = self.tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
+        return "inside" if place_of(self.format, text, text) == "inside" else place_of(self.format, text)
 
     @cached_property
     def _thinking(self) -> Thinking:
