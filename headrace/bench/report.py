@@ -37,25 +37,32 @@ LEDGER_LINES = (  # vLLM's: the stage, its seconds, its GiB, and what else is sa
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the comparison."""
+    """A figure of the comparison; with a ``short`` title, also of a sweep's table on the terminal."""
 
     title: str
     key: str
     digits: int
+    short: str = ""
     more_is_better: bool = False
 
 
 COLUMNS = (
-    Column("Requests/s", "request_throughput", 2, more_is_better=True),
-    Column("Output tokens/s", "output_throughput", 1, more_is_better=True),
-    Column("TTFT median", "median_ttft_ms", 1),
-    Column("TTFT p99", "p99_ttft_ms", 1),
-    Column("TPOT median", "median_tpot_ms", 2),
-    Column("TPOT p99", "p99_tpot_ms", 2),
+    Column("Requests/s", "request_throughput", 2, "req/s", more_is_better=True),
+    Column("Output tokens/s", "output_throughput", 1, "out tok/s", more_is_better=True),
+    Column("TTFT median", "median_ttft_ms", 1, "TTFT ms"),
+    Column("TTFT p99", "p99_ttft_ms", 1, "p99"),
+    Column("TPOT median", "median_tpot_ms", 2, "TPOT ms"),
+    Column("TPOT p99", "p99_tpot_ms", 2, "p99"),
     Column("ITL p99", "p99_itl_ms", 2),
     Column("E2EL median", "median_e2el_ms", 0),
-    Column("Failed", "failed", 0),
+    Column("Decode MBU", "decode_mbu", 3, "MBU", more_is_better=True),
+    Column("Failed", "failed", 0, "failed"),
 )
+
+
+def columns_of(results: Sequence[dict[str, Any]]) -> list[Column]:
+    """Those that any of the results has a figure for."""
+    return [column for column in COLUMNS if any(result.get(column.key) is not None for result in results)]
 
 
 def report(folder: Path, baseline: str | None = None) -> str:
@@ -69,6 +76,7 @@ def report(folder: Path, baseline: str | None = None) -> str:
         raise ConfigError(
             f"there are no results in {folder}: bench serve --save-result, bench sweep and lab leave some."
         )
+    columns = columns_of([result.data for result in results])
     names = [result.name for result in results]
     if baseline is not None and baseline not in names:
         raise ConfigError(f"no result is called {baseline!r}{nearest(baseline, names)} There are: {', '.join(names)}.")
@@ -85,8 +93,8 @@ def report(folder: Path, baseline: str | None = None) -> str:
         date=results[0].data.get("date") if results else None,
         model=results[0].data.get("model_id") if results else None,
         commands=part(folder / snapshot.COMMANDS) or {},
-        columns=COLUMNS,
-        rows=[compare(result, chosen or firsts[series_of(result)]) for result in results],
+        columns=columns,
+        rows=[compare(result, chosen or firsts[series_of(result)], columns) for result in results],
         sentences=[*map(saturation_sentence, summary.get("saturation", [])), *map(slo_sentence, searches)],
         searches=searches,
         chat=chat,
@@ -111,10 +119,10 @@ def series_of(result: Result) -> str:
     return " on ".join(filter(None, (f"Suite {suite}", server))) if suite else ""
 
 
-def compare(result: Result, first: Result) -> dict[str, Any]:
+def compare(result: Result, first: Result, columns: Sequence[Column]) -> dict[str, Any]:
     """A result's row: its figures, and by how many percent each differs from the first's."""
     cells = []
-    for column in COLUMNS:
+    for column in columns:
         value, base = result.data.get(column.key), first.data.get(column.key)
         change = 100 * (value / base - 1) if value is not None and base and result is not first else None
         better = None if change is None or abs(change) < 1 else (change > 0) == column.more_is_better

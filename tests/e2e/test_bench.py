@@ -86,6 +86,12 @@ def test_ctrl_c_leaves_the_figures_so_far(
     assert "Interrupted: these are the figures so far." in capsys.readouterr().out
 
 
+def test_too_little_memory_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "latency", *flags, "--max-num-seqs", "2000000000"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("headrace: error: Memory ran out (") and "lower --max-num-seqs" in line
+
+
 def test_torchrun_shares_the_requests(flags: list[str]) -> None:
     lengths = ["--input-len", "20", "--output-len", "6", "--num-prompts", "5", "--num-iters", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "headrace"]

@@ -1,7 +1,9 @@
 """What the kinds of benchmarks share: flags that several have, how a figure is printed, the file of results."""
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,10 @@ from headrace.bench.numbers import from_zero, positive
 from headrace.bench.results import check_directory
 from headrace.cli.main import SIGINT_EXIT
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
+from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
+    from headrace.frontend.llm import LLM
     from headrace.types import SamplingParams
 
 
@@ -40,6 +44,21 @@ def add_counts(parser: FlagParser, *rows: tuple[tuple[str, ...], Callable[[str],
     """Flags that are numbers, each row with its spellings, how it is read, its default and what it is."""
     for flags, kind, default, help in rows:
         parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
+
+
+@contextmanager
+def engine(options: dict[str, Any]) -> "Iterator[LLM]":
+    """An engine to measure. Raises HeadraceError if there isn't memory enough, for it or for what is measured."""
+    from headrace.frontend.llm import LLM
+
+    try:
+        yield LLM(**options)
+    except (MemoryError, RuntimeError) as error:  # torch has the latter for the host's memory and a GPU's
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        flags = "--max-num-seqs, --max-num-batched-tokens, --max-model-len or the batch"
+        raise HeadraceError(f"Memory ran out ({reason}…): lower {flags}.") from None
 
 
 def sampling(arguments: argparse.Namespace, options: dict[str, Any]) -> "SamplingParams":

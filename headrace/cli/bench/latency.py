@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_counts, add_engine, check_output, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, check_output, engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 
 
@@ -24,14 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(arguments)
     from headrace.bench.offline import Repeats, latency
     from headrace.bench.ranks import joined
-    from headrace.frontend.llm import LLM
 
     options = {"enable_prefix_caching": False} | engine_options_from(arguments)
     lengths = arguments.input_len, arguments.output_len
     repeats = Repeats(arguments.num_iters_warmup, arguments.num_iters)
     params = sampling(arguments, options)
-    with joined() as ranks:
-        result = latency(LLM(**options), ranks, lengths, arguments.batch_size, repeats, params)
+    with joined() as ranks, engine(options) as llm:
+        result = latency(llm, ranks, lengths, arguments.batch_size, repeats, params)
     return report(result, describe(result), arguments.output_json) if ranks.rank == 0 else 0
 
 

@@ -166,21 +166,15 @@ def table(results: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = (
-        ("req/s", "request_throughput", 2),
-        ("out tok/s", "output_throughput", 1),
-        ("TTFT ms", "median_ttft_ms", 1),
-        ("p99", "p99_ttft_ms", 1),
-        ("TPOT ms", "median_tpot_ms", 2),
-        ("p99", "p99_tpot_ms", 2),
-        ("failed", "failed", 0),
-    )
+    from headrace.bench.report import columns_of
+
+    columns = [column for column in columns_of(results) if column.short]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("run", overflow="fold", min_width=16)
-    for title, *_ in columns:
-        shown.add_column(title, justify="right", no_wrap=True)
+    for column in columns:
+        shown.add_column(column.short, justify="right", no_wrap=True)
     for result in results:
-        cells = [f"{result[key]:,.{digits}f}" if key in result else "" for _, key, digits in columns]
+        cells = [f"{result[c.key]:,.{c.digits}f}" if c.key in result else "" for c in columns]
         shown.add_row(str(result.get("label") or result["_place"]), *cells)
     return shown
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from headrace.bench import datasets
 from headrace.bench.numbers import natural, positive
-from headrace.cli.bench.figures import add_counts, add_engine, check_output, last_lines, report, sampling, used
+from headrace.cli.bench.figures import add_counts, add_engine, check_output, engine, last_lines, report, sampling, used
 from headrace.cli.parser import FlagParser, engine_options_from
 from headrace.errors import ConfigError
 
@@ -32,14 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--dataset-name {arguments.dataset_name} is for a server: use headrace bench serve.")
     from headrace.bench.offline import Repeats, throughput
     from headrace.bench.ranks import joined
-    from headrace.frontend.llm import LLM
 
     options = {"enable_prefix_caching": False} | engine_options_from(arguments)
     arguments.seed = int(options.get("seed", 0))
     repeats = Repeats(arguments.num_warmups, arguments.num_iters)
     params = sampling(arguments, options)
-    with joined() as ranks:
-        llm = LLM(**options)
+    with joined() as ranks, engine(options) as llm:
         tokenizer = None if llm.config.model.skip_tokenizer_init else llm.tokenizer
         samples = datasets.draw(arguments, tokenizer, llm.info.vocab_size)
         if arguments.backend == "vllm-chat":
