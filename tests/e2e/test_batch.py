@@ -1,17 +1,28 @@
 """``headrace run-batch`` and batches over HTTP with the default model, and the examples of their pages."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
-from tests.e2e.server import children, command_line, wait_gone
+from tests.e2e.server import Server, children, command_line, wait_gone
 
+PAGES = Path(__file__).parents[2] / "docs"
+EXAMPLES = [
+    pytest.param(code, id=f"{page}-{place}")
+    for page in ("batch", "tokens")
+    for place, code in enumerate(re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL))
+]
+CHATS = "/v1/chat/completions"
 NUM_LINES = 24
 COMMAND = [sys.executable, "-m", "headrace", "run-batch", "--max-num-seqs", "2", "--max-model-len", "512"]
 
@@ -75,3 +86,100 @@ def test_a_killed_and_an_interrupted_run_are_gone_on_with(tmp_path: Path) -> Non
         if answer["error"] is None:
             assert answer["response"]["body"]["usage"]["completion_tokens"] == 32
     assert not partial.exists()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    flags = ("--tool-call-parser", "hermes", "--enable-tokenizer-info-endpoint")
+    with Server(
+        "--kv-cache-memory-bytes", "512M", "--max-model-len", "1024", "--max-num-seqs", "16", *flags
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        yield client
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_of_the_pages_run(server: Server, code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(code.replace("http://localhost:8000", server.url), {})
+    assert capsys.readouterr().out
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 2, "logprobs": True, "top_logprobs": 3},
+        {"stop": [" the", "."]},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"response_format": {"type": "json_object"}, "include_stop_str_in_output": True},
+    ],
+)
+def test_render_generate_and_derender_are_the_chat(client: httpx.Client, fields: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "Write about the sea — 🌊, ≥ 3 words."}]
+    body = {"messages": messages, "max_tokens": 48, "seed": 11} | fields
+    own = client.post(CHATS, json=body).json()
+    rendered = client.post(f"{CHATS}/render", json=body).json()
+    generated = client.post("/inference/v1/generate", json=rendered).json()
+    answer = client.post(f"{CHATS}/derender", json={"generate_response": generated, "chat_request": body}).json()
+    for one in (own, answer):
+        del one["id"], one["created"]
+        for choice in one["choices"]:
+            for call in choice["message"]["tool_calls"]:
+                del call["id"]
+    assert answer == own
+
+
+def test_a_running_request_is_aborted(client: httpx.Client) -> None:
+    params = {"max_tokens": 1000, "ignore_eos": True}
+    body = {"token_ids": [1, 2, 3], "sampling_params": params, "stream": True, "request_id": "long"}
+    with client.stream("POST", "/inference/v1/generate", json=body) as response:
+        chunks = [json.loads(line[6:]) for line in first_lines(response, client) if line.startswith("data: {")]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "abort"
+    assert sum(len(chunk["choices"][0]["token_ids"]) for chunk in chunks) < 1000
+
+
+def first_lines(response: httpx.Response, client: httpx.Client) -> Iterator[str]:
+    """The lines of a stream, which is aborted after the first."""
+    for place, line in enumerate(response.iter_lines()):
+        if place == 0:
+            assert client.post("/inference/v1/abort_requests", json={"request_ids": ["long"]}).status_code == 200
+        yield line
+
+
+def test_batches_of_the_openai_sdk(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    lines = [*(chat(str(i), max_tokens=8) for i in range(12)), chat("hot", temperature=-1)]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    deadline = time.monotonic() + 100
+    while batch.status != "completed":
+        assert batch.status in ("validating", "in_progress", "finalizing")
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 13, "completed": 12, "failed": 1}
+    assert batch.output_file_id is not None
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert {a["response"]["body"]["usage"]["completion_tokens"] for a in answers} == {8}
