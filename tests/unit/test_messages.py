@@ -384,11 +384,12 @@ async def test_rendered_bodies_generate_the_same() -> None:
 
 
 async def test_what_is_not_cleared_is_said() -> None:
-    async with serving() as (client, _):
-        body = HI | {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}
-        whole = (await client.post(MESSAGES + "?beta=true", json=body)).json()
-        streamed = events(await client.post(MESSAGES, json=body | {"stream": True}))
-    assert whole["context_management"] == streamed[-2]["context_management"] == {"applied_edits": []}
+    async with sdk() as (client, _):
+        beta = {"betas": ["context-management-2025-06-27"], "context_management": {"edits": [{"type": "clear_all"}]}}
+        whole = await client.beta.messages.create(**HI, **beta)
+        async with client.beta.messages.stream(**HI, **beta) as stream:
+            streamed = await stream.get_final_message()
+    assert whole.context_management.applied_edits == streamed.context_management.applied_edits == []
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
@@ -412,6 +413,7 @@ CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
         ({"system": [IMAGE]}, r"system\.0\.type is invalid"),
         ({"temperature": -1}, "temperature must be non-negative"),
         ({"stop_sequences": [""]}, r"stop_sequences\.0 is invalid"),
+        ({"stop_sequences": ["x"] * 65}, r"stop_sequences is invalid"),
         ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "runs no tools itself"),
         ({"tools": [{"name": "f"}]}, r"tools\.0\.input_schema is required"),
         ({"tool_choice": {"type": "any"}}, "needs tools to choose from"),

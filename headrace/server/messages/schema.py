@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from headrace.server.protocol import Count, ModelField
 
 LEAST_BUDGET = 1024  # tokens, as Anthropic's API has it
+MAX_STOP_SEQUENCES = 64
 
 
 def as_blocks(content: Any) -> Any:
@@ -21,7 +22,7 @@ def kind_of(*taken: str) -> Discriminator:
     """Tells a block by its ``type``, of which those ``taken`` have a model."""
 
     def tag(block: Any) -> str | None:
-        kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+        kind = block.get("type") if isinstance(block, dict) else None
         return f"[{kind}]" if kind in taken else None
 
     kinds = f"{', '.join(taken[:-1])} or {taken[-1]}"
@@ -105,7 +106,7 @@ class SystemMessage(BaseModel):
 
 
 def role_of(message: Any) -> str | None:
-    role = message.get("role") if isinstance(message, dict) else getattr(message, "role", None)
+    role = message.get("role") if isinstance(message, dict) else None
     return f"[{role}]" if role in ("user", "assistant", "system") else None
 
 
@@ -185,7 +186,9 @@ class MessagesRequest(CountTokensRequest):
     """POST /v1/messages"""
 
     max_tokens: Count
-    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_SEQUENCES)] | None
+    ) = None
     stream: bool | None = None
     temperature: float | None = None
     top_k: Count | None = None
