@@ -18,6 +18,7 @@ import zmq
 
 from headrace.config import Config
 from headrace.engine.core import STATS_INTERVAL, Engine
+from headrace.engine.threads import wait_briefly
 from headrace.errors import ConfigError
 from headrace.logs import configure
 from headrace.models.source import ModelFiles
@@ -91,6 +92,7 @@ class Link:
 
 def serve(config: Config, files: ModelFiles, link: Link) -> None:
     """Build the engine, say so, and step it until told to stop."""
+    wait_briefly()
     from headrace.engine.start import build_engine
 
     engine = build_engine(config, files, link.send)

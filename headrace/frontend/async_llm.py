@@ -7,7 +7,7 @@ wakes whoever waits for them; texts are tokenized in threads.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -194,15 +194,17 @@ class AsyncLLM:
                 await self._abort_now(request_id)
 
     async def prepare_pooling(
-        self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True
-    ) -> tuple[list[int], PoolingParams]:
-        """Tokenize a prompt, or a pair of texts, and make every check; nothing is queued."""
+        self, prompts: Sequence[Prompt | tuple[str, str]], params: PoolingParams, add_special_tokens: bool = True
+    ) -> list[tuple[list[int], PoolingParams]]:
+        """Tokenize prompts, or pairs of texts, and make every check; nothing is queued."""
         self._check_open()
-        loop = asyncio.get_running_loop()
-        arguments = (prompt, params, add_special_tokens)
-        token_ids, params = await loop.run_in_executor(self._threads, self._door.admit_pooling, *arguments)
-        self._check_queue(len(token_ids))
-        return token_ids, params
+
+        def admitted() -> list[tuple[list[int], PoolingParams]]:
+            return [self._door.admit_pooling(prompt, params, add_special_tokens) for prompt in prompts]
+
+        ready = await asyncio.get_running_loop().run_in_executor(self._threads, admitted)
+        self._check_queue(sum(len(token_ids) for token_ids, _ in ready))
+        return ready
 
     async def pool(
         self,
@@ -236,7 +238,7 @@ class AsyncLLM:
         self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
-        token_ids, params = await self.prepare_pooling(prompt, pooling_params or PoolingParams())
+        [(token_ids, params)] = await self.prepare_pooling([prompt], pooling_params or PoolingParams())
         yield await self.pool(token_ids, params, request_id)
 
     async def _submit(self, track: Track, priority: int, cache_salt: str | None) -> None:

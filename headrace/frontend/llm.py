@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headrace.config import Config
 from headrace.engine.core import Engine
+from headrace.engine.threads import wait_briefly
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by, new_track
 from headrace.frontend.chat import final_text, load_chat_template, render_chat
@@ -43,6 +44,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **options: Any):
+        wait_briefly()
         from headrace.engine.start import build_engine  # loads torch
 
         if isinstance(processors := options.get("logits_processors"), list | tuple):
@@ -246,7 +248,8 @@ class LLM:
         """Pool all prompts, each checked before anything runs."""
         admitted = [self._door.admit_pooling(prompt, params) for prompt, params in prompts]
         tracks = [PoolingTrack(next(self._ids), None, ids, params) for ids, params in admitted]
-        self._finish(tracks, use_tqdm, [0] * len(tracks))
+        by_length = sorted(tracks, key=lambda track: len(track.prompt_token_ids))  # a CPU attends the like together
+        self._finish(by_length, use_tqdm, [0] * len(tracks))
         return [track.result() for track in tracks]
 
     # -- the engine -------------------------------------------------------------------------------------------------

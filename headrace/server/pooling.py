@@ -144,7 +144,7 @@ async def pooled(
     if body.priority and context.config.scheduler.scheduling_policy != "priority":
         raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
     special = not isinstance(body, InputFields) or (body.add_special_tokens and body.messages is None)
-    ready = [await context.engine.prepare_pooling(prompt, params, special) for prompt in prompts]
+    ready = await context.engine.prepare_pooling(prompts, params, special)
     job_id = new_id(prefix, request.headers.get("x-request-id") or body.request_id)
     if context.config.server.enable_log_requests:
         logger.info("Received request %s: prompt tokens: %s, params: %s", job_id, [len(t) for t, _ in ready], params)

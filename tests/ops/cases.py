@@ -318,7 +318,7 @@ def check_encode(counts: list[int], heads: int, kv_heads: int, device: str, dtyp
 
 
 def check_mask(lines: int, vocab: int, chosen: list[int], device: str, dtype: torch.dtype) -> None:
-    logits, rows = randn(lines, vocab).to(dtype), torch.tensor(chosen)
+    logits, rows = randn(lines, vocab), torch.tensor(chosen)  # which are float32 whatever the model's dtype
     words = torch.randint(-(2**31), 2**31, (len(chosen), -(-vocab // 32)), dtype=torch.int32)
     expected = logits.clone()
     for row, line in zip(chosen, words.tolist(), strict=True):
