@@ -305,6 +305,16 @@ async def test_chains_carry_items_but_no_instructions() -> None:
     assert [item.content[0].text for item in page.data] == ["Hi", "Hello"] and page.has_more  # type: ignore[union-attr]
 
 
+async def test_a_call_that_was_cut_is_not_shown_again() -> None:
+    async with talking(CALLS["hermes"], tool_call_parser="hermes", template=SHOWING) as (client, engine):
+        cut = await client.responses.create(**ASK, tools=TOOLS, max_output_tokens=60)
+        call: Any = cut.output[-1]
+        assert (cut.status, call.type, call.status) == ("incomplete", "function_call", "incomplete")
+        output: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "x"}]
+        await client.responses.create(model="fake", previous_response_id=cut.id, input=output)
+    assert prompts(engine)[1] == "[user]Hi[assistant]Hm."
+
+
 async def test_leading_system_messages_are_one() -> None:
     items = [
         {"role": "developer", "content": "b"},
@@ -576,6 +586,7 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"input": []}, "input"),
         ({"input": 7}, "input"),
         ({"input": ["x"]}, "input"),
+        ({"input": [{"role": "user", "content": "x"}] * 10_001}, "input"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input"),
         ({"input": [{"role": "user"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "input"),
@@ -597,6 +608,8 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"tool_choice": "required"}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 9}, "max_tokens"),
+        ({"logprobs": True}, "logprobs"),
+        ({"modalities": ["audio"]}, "modalities"),
         ({"n": 2}, "n"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"text": {"format": {"type": "x"}}}, "text.format"),

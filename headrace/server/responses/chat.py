@@ -8,7 +8,7 @@ from headrace.errors import RequestError
 from headrace.server.answers import Reading
 from headrace.server.chat import admit_chat
 from headrace.server.context import Context
-from headrace.server.generation import Job
+from headrace.server.generation import Job, check_body
 from headrace.server.protocol import ChatRequest, SamplingFields
 from headrace.server.responses.items import Item, chat_messages
 from headrace.server.responses.schema import LOGPROBS, ResponsesRequest
@@ -89,6 +89,7 @@ async def admit_response(
     context: Context, request: Request, body: ResponsesRequest, items: list[Item]
 ) -> tuple[Job, Reading]:
     """The job, and how its answer is read. Raises ``RequestError`` in terms of this API."""
+    check_body(context, body)
     body.check()
     try:
         chat = chat_request(body, items)

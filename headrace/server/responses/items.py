@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.errors import RequestError
 
+MAX_ITEMS = 10_000  # of one request
 Status = Literal["in_progress", "completed", "incomplete"]
 Content = list[dict[str, Any]]
 
@@ -90,8 +91,11 @@ def input_items(given: str | list[Any] | None, find: Callable[[str], Item]) -> l
     """
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
+    given = given or []
+    if len(given) > MAX_ITEMS:
+        raise RequestError(f"input may hold at most {MAX_ITEMS:,} items, got {len(given):,}.", "input")
     items = []
-    for place, fields in enumerate(given or []):
+    for place, fields in enumerate(given):
         item = checked(fields, f"input[{place}]")
         if isinstance(item, Reference):
             item = find(item.id)
@@ -116,11 +120,14 @@ def checked(fields: Any, where: str) -> Item | Reference:
 def chat_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
     """The conversation as chat messages: reasoning, text and calls in a row are one turn of the assistant's.
 
-    Raises ``RequestError`` for a call's output without the call.
+    Calls that were cut short are left out. Raises ``RequestError`` for a call's output without the call.
     """
     messages: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of the functions, by call
+    cut = {item.call_id for item in items if isinstance(item, FunctionCall) and item.status == "incomplete"}
     for item in ([Message(role="system", content=instructions)] if instructions else []) + list(items):
+        if isinstance(item, CallOutput | FunctionCall) and item.call_id in cut:
+            continue
         if isinstance(item, CallOutput):
             if item.call_id not in names:
                 raise RequestError(f"No function_call with call_id {item.call_id!r} comes before its output.", "input")
@@ -128,11 +135,11 @@ def chat_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[
             messages.append({"role": "tool", "content": item.output} | call)
         elif isinstance(item, Message) and item.role != "assistant":
             role = "system" if item.role == "developer" else item.role
-            if role == "system" and [message["role"] for message in messages] == ["system"]:
+            if role == "system" and len(messages) == 1 and messages[0]["role"] == "system":
                 messages[0]["content"] += item.content  # few templates know a second one
             else:
                 messages.append({"role": role, "content": list(item.content)})
-        elif not isinstance(item, FunctionCall) or item.status != "incomplete":
+        else:
             add_to_turn(messages, item)
             if isinstance(item, FunctionCall):
                 names[item.call_id] = item.name
