@@ -17,7 +17,7 @@ from headrace.frontend.parsers.choose import choose_formats, place_of
 from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
-from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt
+from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt, check_text
 from headrace.models.source import ModelFiles
 from headrace.types import EngineInfo, PoolingParams, SamplingParams, Thinking
 
@@ -47,6 +47,8 @@ class Door:
     ) -> list[int]:
         """The prompt's token ids. Raises ``RequestError`` if it, or ``params`` with it, can't be served."""
         check_generates(self.info)
+        if truncate_prompt_tokens is None:
+            self._check_text(prompt, "input_tokens")
         token_ids = self._token_ids(prompt, add_special_tokens)
         if truncate_prompt_tokens is not None:
             keep = self.info.max_model_len - 1 if truncate_prompt_tokens == -1 else truncate_prompt_tokens
@@ -108,6 +110,9 @@ class Door:
         """
         params = settled(params, self.info)
         add_special_tokens = add_special_tokens and self.info.pair_template is None  # which is complete in itself
+        if params.truncate_prompt_tokens is None:
+            for part in prompt if isinstance(prompt, tuple) else (prompt,):
+                self._check_text(part, "input")
         if isinstance(prompt, tuple):
             token_ids, second = self._needed_tokenizer().encode_pair(*prompt)
             params.second_segment = second
@@ -126,6 +131,10 @@ class Door:
         if isinstance(prompt, dict):
             prompt = prompt.get("prompt", [])
         return prompt if isinstance(prompt, str) else None
+
+    def _check_text(self, prompt: Prompt, param: str) -> None:
+        if (text := self.text_of(prompt)) is not None and self.tokenizer is not None:
+            check_text(text, self.tokenizer.longest_token, self.info, param)
 
     def _token_ids(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, dict):

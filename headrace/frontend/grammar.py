@@ -33,14 +33,18 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # between JSON's tokens; a model that 
 def grammar_of(wanted: StructuredOutputsParams) -> str:
     """The grammar in llguidance's notation. Raises ``RequestError`` for what is no schema, grammar, … by its form."""
     try:
+        _check_size(len(msgspec.json.encode(wanted)))  # before any work on it
         text = _notation(wanted)
     except RecursionError:
         raise RequestError("The grammar is nested too deeply.", "structured_outputs") from None
-    if len(text) > MAX_CHARACTERS:
-        raise RequestError(
-            f"The grammar has {len(text)} characters; at most {MAX_CHARACTERS} are allowed.", "structured_outputs"
-        )
+    _check_size(len(text))
     return text
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_CHARACTERS:
+        message = f"The grammar has {size} characters; at most {MAX_CHARACTERS} are allowed."
+        raise RequestError(message, "structured_outputs")
 
 
 @dataclass
@@ -135,8 +139,6 @@ def _notation(wanted: StructuredOutputsParams) -> str:
 def _schema(given: str | bool | dict[str, Any], wanted: StructuredOutputsParams) -> Any:
     """A JSON schema, parsed if it is text."""
     if isinstance(given, str):
-        if len(given) > MAX_CHARACTERS:  # before any work on it
-            raise RequestError(f"A JSON schema may have at most {MAX_CHARACTERS} characters.", "structured_outputs")
         try:
             given = msgspec.json.decode(given)
         except msgspec.DecodeError as error:

@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from headrace.config import Config
+from headrace.errors import RequestError
 from headrace.models import source
 from headrace.models.source import ModelFiles
 
@@ -23,11 +24,13 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of ``text``, between the special tokens the model expects if they are to be added."""
+        check_characters(text)
         ids: list[int] = self.hf(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], int | None]:
         """The token ids of two texts as the model expects a pair; where the second begins, if that must be marked."""
+        check_characters(first + second)
         found = self.hf(first, second, return_token_type_ids=True, verbose=False)
         types: list[int] = found["token_type_ids"]
         return found["input_ids"], types.index(1) if 1 in types else None
@@ -54,6 +57,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self.hf)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the vocabulary's longest entry."""
+        return max(map(len, self.hf.get_vocab()), default=0)
+
     @property
     def eos_token_id(self) -> int | None:
         token_id: int | None = self.hf.eos_token_id
@@ -79,3 +87,11 @@ class Tokenizer:
                 if ids and ids not in found:
                     found.append(ids)
         return found
+
+
+def check_characters(text: str) -> None:
+    """Raise ``RequestError`` for half of a character, which JSON can spell and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError("The text has half of a character (a lone surrogate).", "prompt") from None

@@ -1,16 +1,30 @@
 """The checks a request must pass before anything is queued: the one validator of every route and handle.
 
-Ranges of single fields are ``SamplingParams``' own; here are those that need the model. Knows no engine and no HTTP.
+Ranges of single fields are ``SamplingParams``' own; here are sizes, and what needs the model. Knows no engine, no HTTP.
 """
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from headrace.config import Config
 from headrace.errors import RequestError
 from headrace.types import EngineInfo, OutputKind, SamplingParams
 
-MAX_BAD_WORDS = 1024
+MAX_PROMPTS = 1024  # of one completion request
+MAX_INPUTS = 2048  # of one pooling request, as OpenAI's
+MAX_ENTRIES = {"stop": 64, "bad_words": 128, "stop_token_ids": 1024, "logit_bias": 1024}
+MAX_CHARACTERS = {"stop": 1024, "bad_words": 256}  # of one entry
+MAX_BAD_WORD_ROWS = 4096  # n * bad_words: each is looked at in every step
+MAX_EXTRA_BYTES = 65_536  # of vllm_xargs, or of chat_template_kwargs, as JSON
+MAX_MESSAGES = 4096
+MAX_TOOLS = 1024
+MAX_TOOL_NAME = 256  # characters
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE = 131_072  # characters of a chat template that a request brings
+LONG_TOKEN = 128  # characters: texts are refused unread if not even tokens of such a length make them fit
 MAX_BEAM_WIDTH = 128  # each step looks at so many tokens after each of so many sequences
 UNSEARCHABLE: dict[str, Any] = {  # what a beam search can't obey: the fields, and the values that ask for nothing
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), 0),
@@ -48,6 +62,16 @@ def check_pooled_prompt(token_ids: list[int], info: EngineInfo) -> None:
     _check_ids(token_ids, info.vocab_size, "input")
 
 
+def check_text(text: str, longest_token: int, info: EngineInfo, param: str) -> None:
+    """Raise ``RequestError`` if a text is too long for the model, whatever its tokens are; to count them takes time."""
+    if len(text) > info.max_model_len * max(longest_token, LONG_TOKEN):
+        raise RequestError(
+            f"The prompt has {len(text):,} characters, more than the {info.max_model_len} tokens of the model's "
+            "context can hold; shorten it.",
+            param,
+        )
+
+
 def check_generates(info: EngineInfo) -> None:
     """Raise ``RequestError`` if the model pools prompts instead of generating."""
     if "generate" not in info.tasks:
@@ -66,8 +90,9 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         )
     if params.min_tokens > room:
         raise RequestError(f"min_tokens {params.min_tokens} is more than the {room} the context leaves.", "min_tokens")
-    if params.allowed_token_ids is not None and not params.allowed_token_ids:
-        raise RequestError("allowed_token_ids can't be empty.", "allowed_token_ids")
+    _check_sizes(params)
+    if params.allowed_token_ids is not None and not 1 <= len(params.allowed_token_ids) <= info.vocab_size:
+        raise RequestError("allowed_token_ids must hold at least one token, and no more than all.", "allowed_token_ids")
     _check_ids(params.allowed_token_ids or (), info.vocab_size, "allowed_token_ids")
     _check_ids(params.logit_bias or (), info.vocab_size, "logit_bias")
     _check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
@@ -75,10 +100,10 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         if not -100 <= value <= 100:
             raise RequestError(f"logit_bias values must be in [-100, 100], got {value}.", "logit_bias")
     for name in ("logprobs", "prompt_logprobs"):
-        _check_logprobs(name, getattr(params, name), config, info)
+        check_logprobs(name, value := getattr(params, name), config)
+        if value is not None and value > info.vocab_size:
+            raise RequestError(f"{name} may be at most the vocabulary's {info.vocab_size}, got {value}.", name)
     _check_search(params, config)
-    if len(params.bad_words) > MAX_BAD_WORDS:
-        raise RequestError(f"bad_words can hold at most {MAX_BAD_WORDS} words.", "bad_words")
     if not all(word.strip() for word in params.bad_words):
         raise RequestError("bad_words can't contain an empty string.", "bad_words")
     if params.top_k >= 2**31:
@@ -105,18 +130,80 @@ def _check_search(params: SamplingParams, config: Config) -> None:
         raise RequestError(f"Beam search can't be used on a server with {flag}.", "use_beam_search")
 
 
-def _check_logprobs(name: str, value: int | None, config: Config, info: EngineInfo) -> None:
-    if value is None:
-        return
+def check_logprobs(name: str, value: int | None, config: Config) -> None:
+    """Raise ``RequestError`` if the field ``name`` asks for more logprobs than the server gives; -1 asks for all."""
     most = config.model.max_logprobs
-    wanted = info.vocab_size if value == -1 else value
-    if most != -1 and wanted > most:
-        raise RequestError(f"{name} must be at most {most} (--max-logprobs), got {value}.", name)
-    if wanted > info.vocab_size:
-        raise RequestError(f"{name} must be at most the vocabulary's {info.vocab_size}, got {value}.", name)
+    if value is not None and most != -1 and not 0 <= value <= most:
+        raise RequestError(f"{name} may be at most {most} (--max-logprobs), got {value}.", name)
+
+
+def _check_sizes(params: SamplingParams) -> None:
+    """What a stranger could make large to keep the server busy."""
+    for name, most in MAX_ENTRIES.items():
+        if len(getattr(params, name) or ()) > most:
+            raise RequestError(f"{name} can have at most {most} entries.", name)
+    for name, most in MAX_CHARACTERS.items():
+        if any(len(entry) > most for entry in getattr(params, name)):
+            raise RequestError(f"An entry of {name} can have at most {most} characters.", name)
+    if params.num_sequences * len(params.bad_words) > MAX_BAD_WORD_ROWS:
+        raise RequestError(f"n times the number of bad_words can be at most {MAX_BAD_WORD_ROWS}.", "bad_words")
+    if params.extra_args:
+        _check_bytes(params.extra_args, "vllm_xargs")
+    try:
+        msgspec.msgpack.encode(params)  # as it will be sent to the engine
+    except (OverflowError, UnicodeError):
+        raise RequestError("A sampling parameter is a number beyond 64 bits, or half of a character.") from None
+    except RecursionError:
+        raise RequestError("A sampling parameter is nested too deeply.") from None
 
 
 def _check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise RequestError(f"{param} has token id {token_id}; the vocabulary has 0 to {vocab_size - 1}.", param)
+
+
+def _check_bytes(value: Any, param: str) -> None:
+    try:
+        size = len(msgspec.json.encode(value))
+    except (RecursionError, TypeError, UnicodeError):
+        raise RequestError(f"{param} must be plain JSON, and not nested too deeply.", param) from None
+    if size > MAX_EXTRA_BYTES:
+        raise RequestError(f"{param} can have at most {MAX_EXTRA_BYTES} bytes, got {size}.", param)
+
+
+# -- conversations --------------------------------------------------------------------------------------------------
+
+
+def check_conversation(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    documents: Sequence[Mapping[str, Any]] | None,
+    template_kwargs: Mapping[str, Any],
+) -> None:
+    """Raise ``RequestError`` if there is too much of something, before any work is done on it."""
+    if not messages:
+        raise RequestError("messages must hold at least one message.", "messages")
+    for name, given, most in (
+        ("messages", messages, MAX_MESSAGES),
+        ("tools", tools, MAX_TOOLS),
+        ("documents", documents, MAX_DOCUMENTS),
+    ):
+        if given and len(given) > most:
+            raise RequestError(f"There can be at most {most} {name}, got {len(given)}.", name)
+    if template_kwargs:
+        _check_bytes(template_kwargs, "chat_template_kwargs")
+
+
+def check_tool_name(name: str) -> None:
+    """Raise ``RequestError`` for what a model can't be asked to write, or a log to show."""
+    if not 1 <= len(name) <= MAX_TOOL_NAME or any(unicodedata.category(character) == "Cc" for character in name):
+        message = f"A tool's name must have 1 to {MAX_TOOL_NAME} characters, and no control characters."
+        raise RequestError(message, "tools")
+
+
+def check_template(template: str) -> None:
+    """Raise ``RequestError`` if a request's own chat template is too large to be read."""
+    if len(template) > MAX_TEMPLATE:
+        message = f"A chat_template can have at most {MAX_TEMPLATE} characters, got {len(template)}."
+        raise RequestError(message, "chat_template")

@@ -5,18 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from headrace.server.context import context_of
 from headrace.server.generation import Job
-from headrace.server.protocol import StreamFields
+from headrace.server.protocol import Body, StreamFields
 from headrace.server.routing import new_router, owner_of
 
 router = new_router()
 
 
-class AbortRequest(BaseModel):
+class AbortRequest(Body):
     """POST /inference/v1/abort_requests"""
 
     request_ids: list[str]

@@ -10,6 +10,8 @@ from starlette.responses import Response
 from headrace.errors import RequestError
 from headrace.frontend.chat import final_text, render_chat
 from headrace.frontend.parsers.choose import place_of
+from headrace.frontend.sandbox import render_apart, render_bounded
+from headrace.frontend.validation import check_template
 from headrace.server.answers import Answers, Reading, says_something
 from headrace.server.bodies import (
     ChatChoice,
@@ -114,9 +116,11 @@ def reading_of(
 async def rendered(context: Context, body: ChatFields) -> str:
     """The conversation of ``body`` as prompt text."""
     options = context.config.frontend
-    if body.chat_template is not None and not options.trust_request_chat_template:
-        message = "A request may bring its own chat_template only if the server has --trust-request-chat-template."
-        raise RequestError(message, "chat_template")
+    if body.chat_template is not None:
+        if not options.trust_request_chat_template:
+            message = "A request may bring its own chat_template only if the server has --trust-request-chat-template."
+            raise RequestError(message, "chat_template")
+        check_template(body.chat_template)
     kwargs = {**options.default_chat_template_kwargs, **(body.chat_template_kwargs or {})}
     if body.reasoning_effort is not None:
         kwargs["reasoning_effort"] = body.reasoning_effort
@@ -134,6 +138,7 @@ async def rendered(context: Context, body: ChatFields) -> str:
             template_kwargs=kwargs,
             tools=None if hidden else body.tools,
             documents=body.documents,
+            render=render_bounded if body.chat_template is None else render_apart,
         )
 
     return await context.in_thread("Rendering the chat template", render)

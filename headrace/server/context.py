@@ -18,6 +18,7 @@ from headrace.errors import ModelNotFoundError, RequestError
 from headrace.frontend.chat import load_chat_template, own_template
 from headrace.frontend.parsers.choose import choose_formats
 from headrace.frontend.parsers.marks import Marks
+from headrace.frontend.sandbox import warm_up
 from headrace.server.quota import Quota
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Context:
         server = config.server
         self.quota = Quota(server.max_queued_per_key, server.max_requests_per_minute_per_key, self._refused)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, "text")
+        if config.frontend.trust_request_chat_template:
+            warm_up()
 
     def served_model(self, name: str | None) -> str:
         """The name to answer under; raises ModelNotFoundError for one that is not served here."""

@@ -38,6 +38,7 @@ TYPES = {
 }
 # (request, status, message, param, headers) -> the answer
 ErrorAnswer = Callable[[Request, int, str, str | None, dict[str, str]], Response]
+MAX_MESSAGE, MAX_PARAM = 1000, 100  # characters
 CLIENT_GONE = 499  # the status that proxies log for a client that left; nobody receives it
 
 
@@ -76,7 +77,21 @@ def openai_error(request: Request, status: int, message: str, param: str | None,
 
 
 def describe(error: Exception) -> tuple[int, str, str | None]:
-    """(HTTP status, message, param) of any exception; an unexpected one's text is not shown to the client."""
+    """(HTTP status, message, param) of any exception; an unexpected one's text is not shown to the client.
+
+    What the client sent is repeated to a reasonable length.
+    """
+    status, message, param = _described(error)
+    return status, shortened(message, MAX_MESSAGE), param and shortened(param, MAX_PARAM)
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` in at most so many characters of UTF-8."""
+    whole = text if len(text) <= most else f"{text[: most - 2]}…."
+    return whole.encode("utf-8", "replace").decode()
+
+
+def _described(error: Exception) -> tuple[int, str, str | None]:
     match error:
         case RequestError():
             return error.status, str(error), error.param
@@ -100,9 +115,9 @@ def describe(error: Exception) -> tuple[int, str, str | None]:
 def invalid_field(errors: Sequence[Any]) -> tuple[str, str | None]:
     """(sentence, field) of pydantic's first complaint; its location is a path into the body, as (name, index, ...)."""
     first = errors[0]
-    if not first["loc"]:
-        return "The body must be a JSON object.", None
     location = [str(part) for part in first["loc"] if not str(part).startswith("[")]  # a union's tags stand in brackets
+    if not location:
+        return "The body must be a JSON object.", None
     path = ".".join(location)
     if first["type"] == "missing":
         return f"{path} is required.", location[0]

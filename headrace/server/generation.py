@@ -81,8 +81,18 @@ async def admit(
         cache_salt=body.cache_salt,
     )
     if context.config.server.enable_log_requests:
-        logger.info("Received request %s: prompt tokens: %s, params: %s", job.id, [len(t) for t in tokens], params)
+        logger.info(
+            "Received request %s: prompt tokens: %s, params: %s",
+            job.id,
+            [len(t) for t in tokens],
+            without_texts(params),
+        )
     return job
+
+
+def without_texts(params: SamplingParams) -> SamplingParams:
+    """What of ``params`` may be logged."""
+    return params.clone(stop=[], bad_words=[], structured_outputs=None, extra_args=None)
 
 
 def new_id(prefix: str, label: str | None = None) -> str:

@@ -16,6 +16,7 @@ from pydantic import Field, PlainValidator
 from starlette.responses import Response
 
 from headrace.errors import RequestError
+from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import Usage, json_response
 from headrace.server.chat import rendered
 from headrace.server.context import Context, context_of
@@ -30,7 +31,6 @@ from headrace.types import PoolingParams, PoolingRequestOutput
 logger = logging.getLogger(__name__)
 router = new_router()
 
-MAX_INPUTS = 2048  # of one request, as OpenAI's
 Prompt = str | list[int] | tuple[str, str]
 
 

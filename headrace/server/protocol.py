@@ -1,17 +1,29 @@
-"""The request bodies of the generating routes, as pydantic models; types only, the ranges are SamplingParams' to check.
+"""The request bodies of the generating routes, as pydantic models; types only: frontend/validation.py and the
+parameters' own classes check sizes and ranges.
 
 A field that is null counts as not given. Unknown fields are kept: ``refusals`` names those that must not be ignored.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    Tag,
+)
+from pydantic_core import CoreSchema
+
+from headrace.frontend.validation import MAX_ENTRIES, MAX_PROMPTS
 
 INT32 = 2**31
+MAX_XARGS = 64  # names; their size is frontend/validation.py's to check
 TokenId = Annotated[int, Field(ge=0, lt=INT32)]
 Count = Annotated[int, Field(ge=-INT32, lt=INT32)]
-MAX_PROMPTS = 1024  # of one completion request
-MAX_STOP_STRINGS = 4
 UNION_TAGS = ("[text]", "[chat]")  # pydantic puts a body's tag into the location of an error
 
 
@@ -45,12 +57,42 @@ Prompts = Annotated[
 ]
 
 
-class StreamOptions(BaseModel):
+def failing_fast(schema: Any) -> Any:
+    """A pydantic core schema whose lists are done with their first wrong entry."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(failing_fast, schema))
+    if not isinstance(schema, dict):
+        return schema
+    changed = {name: failing_fast(value) for name, value in schema.items()}
+    return changed | {"fail_fast": True} if schema.get("type") == "list" else changed
+
+
+def at_most(entries: int) -> BeforeValidator:
+    """Of an object; pydantic's own maximum is checked after every entry is."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > entries:
+            raise ValueError(f"it can have at most {entries} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
+class Body(BaseModel):
+    """A part of a request. One wrong entry of a list is told and not a million: that takes seconds and gigabytes."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = failing_fast(handler(source))
+        return schema
+
+
+class StreamOptions(Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class ModelField(BaseModel):
+class ModelField(Body):
     """A body that may name the model."""
 
     model_config = ConfigDict(extra="allow")
@@ -84,11 +126,11 @@ class SamplingFields(StreamFields):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: Annotated[StringList, Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop: StringList | None = None
     stop_token_ids: list[TokenId] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[TokenId] | None = None
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[TokenId, float], at_most(MAX_ENTRIES["logit_bias"])] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -107,7 +149,9 @@ class SamplingFields(StreamFields):
     guided_whitespace_pattern: str | None = None
     guided_decoding_backend: str | None = None
     thinking_token_budget: Count | None = None
-    vllm_xargs: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
+    vllm_xargs: (
+        Annotated[dict[str, str | int | float | bool | list[str | int | float | bool]], at_most(MAX_XARGS)] | None
+    ) = None
 
 
 class CompletionRequest(SamplingFields):

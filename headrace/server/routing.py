@@ -24,6 +24,7 @@ from headrace.server.errors import ErrorAnswer, openai_error
 from headrace.server.quota import address_of
 
 PAGES = frozenset({"/", "/dashboard", "/ui/{name:path}"})  # without data: these they ask for with the key
+MAX_VALUES = 2_000_000  # of a body, about: to read so many holds up all other requests for a tenth of a second
 ALWAYS_OPEN = frozenset({"/health", "/ping"}) | PAGES
 
 
@@ -77,7 +78,10 @@ class JsonRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return msgspec.json.decode(await self.body())
+            body = await self.body()
+            if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
+                raise HTTPException(413, f"The body has more than {MAX_VALUES:,} values.")
+            return msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeError) as error:
             raise HTTPException(400, f"The body is not valid JSON: {error}.") from None
         except RecursionError:
@@ -102,10 +106,11 @@ class GuardedRoute(APIRoute):
             if self.body_field is None:
                 return await handler(request)
             check_media_type(request)
-            with ExitStack() as until_answered:
+            with ExitStack() as unfinished:
                 caller = key or address_of(request.client.host if request.client else None)
-                until_answered.enter_context(context.quota.request(caller))
-                return CountedResponse(await handler(request), until_answered.pop_all())
+                unfinished.enter_context(context.quota.request(caller))
+                request.state.unfinished = unfinished  # whoever goes on after the answer takes it over
+                return CountedResponse(await handler(request), unfinished.pop_all())
 
         return handle
 
@@ -124,13 +129,13 @@ class GuardedRoute(APIRoute):
 class CountedResponse(Response):
     """``response`` to a request that counts as unfinished until it has been sent."""
 
-    def __init__(self, response: Response, until_sent: ExitStack):
+    def __init__(self, response: Response, unfinished: ExitStack):
         super().__init__()
-        self.response, self.until_sent = response, until_sent
+        self.response, self.unfinished = response, unfinished
         self.raw_headers = response.raw_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.until_sent:
+        with self.unfinished:
             await self.response(scope, receive, send)
 
 

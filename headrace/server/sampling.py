@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.config import Config
 from headrace.errors import RequestError
+from headrace.frontend.validation import check_logprobs
 from headrace.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
 from headrace.server.structured import structured_outputs
 from headrace.types import OutputKind, SamplingParams
@@ -38,6 +39,7 @@ def chat_params(body: ChatRequest, config: Config, defaults: dict[str, Any]) -> 
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    check_logprobs("top_logprobs", logprobs, config)  # here the field has another name
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     return build(body, config, defaults, max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
 
@@ -74,23 +76,12 @@ def build(
 
 def checked(body: StreamFields, config: Config, params: SamplingParams, kind: OutputKind) -> SamplingParams:
     """``params`` with its output kind, after the checks that need the server's options."""
-    for name in ("logprobs", "prompt_logprobs"):
-        wanted, most = getattr(params, name), config.model.max_logprobs
-        if wanted is not None and most != -1 and (wanted > most or wanted == -1):
-            field = "top_logprobs" if name == "logprobs" and isinstance(body, ChatRequest) else name
-            raise RequestError(f"{field} may be at most {most} (--max-logprobs), got {wanted}.", field)
     if body.stream and isinstance(body, SamplingFields) and body.prompt_logprobs:
         raise RequestError("prompt_logprobs are not available with stream; leave one of them out.", "prompt_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream to be true.", "stream_options")
     if body.priority and config.scheduler.scheduling_policy != "priority":
         raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
-    try:
-        msgspec.msgpack.encode(params)
-    except (OverflowError, UnicodeError):
-        raise RequestError("A sampling parameter is a number beyond 64 bits.") from None
-    except RecursionError:
-        raise RequestError("A sampling parameter is nested too deeply.") from None
     return params.clone(output_kind=kind)
 
 

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from headrace.errors import RequestError
 from headrace.frontend.pooling import compared, matched, pair, score_of
+from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
-from headrace.server.pooling import MAX_INPUTS, PoolingFields, listing, pooled, pooling_params, usage_of
+from headrace.server.pooling import PoolingFields, listing, pooled, pooling_params, usage_of
 from headrace.server.protocol import Count, listed
 from headrace.server.routing import new_router
 from headrace.types import PoolingRequestOutput

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from headrace.errors import RequestError
 from headrace.frontend.parsers.families import forced_calls
 from headrace.frontend.parsers.formats import Calls, ReasoningFormat
+from headrace.frontend.validation import check_tool_name
 from headrace.server.protocol import ChatRequest
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,9 @@ def checked_tool(tool: dict[str, Any]) -> tuple[str, Any]:
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise RequestError('Each of tools must be {"type": "function", "function": {"name": …}}.', "tools")
     name, schema = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
         raise RequestError("Each of tools needs a function with a name.", "tools")
+    check_tool_name(name)
     if schema is not None and not isinstance(schema, dict):
         raise RequestError(f"The parameters of the tool {name!r} must be a JSON schema (an object).", "tools")
     return name, {"type": "object"} | (schema or {"properties": {}})

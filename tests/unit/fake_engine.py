@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headrace.config import Config
 from headrace.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError
+from headrace.frontend.validation import check_params
 from headrace.types import (
     CompletionOutput,
     EngineInfo,
@@ -118,6 +119,7 @@ class FakeEngine:
         if len(ids) >= MODEL_LEN:
             raise RequestError(f"The prompt has {len(ids)} tokens; the model takes {MODEL_LEN}.", "input_tokens")
         ids = ids[-truncate_prompt_tokens:] if truncate_prompt_tokens else ids
+        check_params(params, len(ids), self.config, self.info)
         self.prepared.append(ids)
         return ids
 

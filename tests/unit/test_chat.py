@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from headrace.errors import ConfigError, RequestError
-from headrace.frontend.chat import detect_content_format, load_chat_template, render_chat
+from headrace.frontend.chat import load_chat_template, render_chat
+from headrace.frontend.rendering import detect_content_format
 
 from .fake_engine import CHATML, CharTokenizer
 

@@ -2,21 +2,31 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trustme
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 
-from headrace.config import Config
+from headrace.config import OPTIONS, Config
 from headrace.errors import ConfigError, QueueFullError
+from headrace.frontend import grammar, validation
+from headrace.server.app import build_app
+from headrace.server.messages.schema import MessagesRequest
+from headrace.server.protocol import CompletionRequest
 from headrace.server.quota import Quota, address_of
 from headrace.server.tls import tls_context
+from headrace.types import MAX_N
 
+from .fake_engine import FakeEngine
 from .test_launch import server
 
 AUTHORITY = trustme.CA()
@@ -151,6 +161,46 @@ def test_what_is_no_http_is_refused() -> None:
         assert httpx.get(f"{url}/version").status_code == 200
 
 
+def test_a_million_wrong_entries_are_one_error() -> None:
+    many: list[Any] = [{"type": "nonsense"}] * 10_000
+    for model, body in (
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": many}),
+        (CompletionRequest, {"prompt": "a", "vllm_xargs": {str(i): {} for i in range(10_000)}}),
+        (CompletionRequest, {"prompt": "a", "logit_bias": {f"x{i}": 1 for i in range(10_000)}}),
+        (MessagesRequest, {"max_tokens": 1, "messages": [{"role": "user", "content": many}]}),
+        (MessagesRequest, {"max_tokens": 1, "messages": many}),
+    ):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(body)
+        assert refused.value.error_count() < 10
+
+
+async def test_bodies_of_too_many_values_and_errors_that_repeat_too_much() -> None:
+    config = Config()
+    app = build_app(config, FakeEngine(config), CollectorRegistry())  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        headers = {"content-type": "application/json"}
+        lists = await client.post("/tokenize", content=b'{"prompt": [' + b"[]," * 1_000_001 + b"1]}", headers=headers)
+        packed = await client.post("/tokenize", json={"prompt": "a"}, headers={"content-encoding": "gzip"})
+        unknown = await client.post("/tokenize", json={"prompt": "a", "model": "é" * 1_000_000})
+        foreign = await client.get("/v1/models", headers={"origin": "https://elsewhere"})
+        preflight = await client.options("/v1/models", headers={"access-control-request-method": "GET"})
+    assert [answer.status_code for answer in (lists, packed, unknown)] == [413, 415, 404]
+    assert len(unknown.json()["error"]["message"]) == 1000
+    assert foreign.status_code == 200 and preflight.status_code == 405
+    assert not [name for name in {**foreign.headers, **preflight.headers} if name.startswith("access-control")]
+
+
+def test_the_page_on_security_has_the_limits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    limits = [value for name, value in vars(validation).items() if name.startswith("MAX_") and "BEAM" not in name]
+    numbers = [number for limit in limits for number in (limit.values() if isinstance(limit, dict) else [limit])]
+    assert len(numbers) > 12
+    assert [number for number in (*numbers, grammar.MAX_CHARACTERS, MAX_N) if str(number) not in page] == []
+    options = re.findall(r"--[a-z][a-z-]+", page)
+    assert [option for option in options if option[2:].removeprefix("no-").replace("-", "_") not in OPTIONS] == []
+
+
 # -- quotas ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +271,17 @@ def test_a_key_or_an_address_has_its_quota() -> None:
             assert float(line.split()[-1]) == others.count(429)
             if reason == "max_queued_per_key":
                 assert client.post("/tokenize", json={"prompt": "a"}, headers=headers[0]).status_code == 200
+
+
+def test_a_background_response_counts_until_its_end() -> None:
+    with server(max_queued_per_key=1) as running, httpx.Client(base_url=running.url()) as client:
+        body = {"input": "wait", "background": True}
+        made = client.post("/v1/responses", json=body)
+        assert made.json()["status"] in ("queued", "in_progress")
+        assert client.post("/v1/responses", json=body).status_code == 429
+        assert client.get(f"/v1/responses/{made.json()['id']}").status_code == 200
+        assert client.post(f"/v1/responses/{made.json()['id']}/cancel").status_code == 200
+        assert client.post("/v1/responses", json=body).status_code == 200
 
 
 def test_callers_without_a_key_are_their_address() -> None:

@@ -21,7 +21,7 @@ from headrace.errors import ConfigError
 from headrace.server.launch import bind
 from headrace.server.tls import tls_context
 
-# The process: a server whose engine takes a moment for each token and dies of the prompt "die".
+# The process: a server whose engine takes a moment for each token, "wait" a minute, and dies of "die".
 PROGRAM = """
 import asyncio, json, sys, types
 sys.path.insert(0, sys.argv[1])
@@ -40,6 +40,8 @@ class Engine(FakeEngine):
     def generate(self, prompt, params, request_id, **options):
         if self.tokenizer.decode(prompt) == "die":
             asyncio.get_running_loop().call_later(0.2, self.die, "It was killed.")
+        if "wait" in self.tokenizer.decode(prompt):
+            self.gate = lambda: asyncio.sleep(60)
         return super().generate(prompt, params, request_id, **options)
 
 stub = types.ModuleType("headrace.frontend.async_llm")

@@ -409,8 +409,14 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, TEXT | {"top_p": 0}, 400, "top_p"),
         (COMPLETIONS, TEXT | {"top_k": -2}, 400, "top_k"),
         (COMPLETIONS, TEXT | {"seed": 2**70}, 400, "seed"),
-        (COMPLETIONS, TEXT | {"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
+        (COMPLETIONS, TEXT | {"stop": ["a"] * 65}, 400, "stop"),
         (COMPLETIONS, TEXT | {"stop": [""]}, 400, "stop"),
+        (COMPLETIONS, TEXT | {"stop": "a" * 1025}, 400, "stop"),
+        (COMPLETIONS, TEXT | {"bad_words": ["a"] * 129}, 400, "bad_words"),
+        (COMPLETIONS, TEXT | {"bad_words": ["a"] * 100, "n": 50}, 400, "bad_words"),
+        (COMPLETIONS, TEXT | {"logit_bias": dict.fromkeys(range(1025), 1)}, 400, "logit_bias"),
+        (COMPLETIONS, TEXT | {"allowed_token_ids": [1] * 257}, 400, "allowed_token_ids"),
+        (COMPLETIONS, TEXT | {"vllm_xargs": {"a": "b" * 65_536}}, 400, "vllm_xargs"),
         (COMPLETIONS, TEXT | {"stop_token_ids": [-1]}, 400, "stop_token_ids"),
         (COMPLETIONS, TEXT | {"logit_bias": {"x": 1}}, 400, "logit_bias"),
         (COMPLETIONS, TEXT | {"logit_bias": {"1": 101}}, 400, "logit_bias"),
@@ -430,6 +436,11 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (CHATS, IMAGE, 400, "messages"),
         (CHATS, CHAT | {"response_format": {"type": "xml"}}, 400, "response_format"),
         (CHATS, CHAT | {"structured_outputs": {"choice": []}}, 400, "structured_outputs"),
+        (CHATS, {"messages": CHAT["messages"] * 4097}, 400, "messages"),
+        (CHATS, CHAT | {"tools": [{"type": "function", "function": {"name": "f"}}] * 1025}, 400, "tools"),
+        (CHATS, CHAT | {"tools": [{"type": "function", "function": {"name": "f\n"}}]}, 400, "tools"),
+        (CHATS, CHAT | {"documents": [{"text": "a"}] * 1025}, 400, "documents"),
+        (CHATS, CHAT | {"chat_template_kwargs": {"a": "b" * 65_536}}, 400, "chat_template_kwargs"),
         (CHATS, CHAT | {"top_logprobs": 2}, 400, "top_logprobs"),
         (CHATS, CHAT | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
         (CHATS, CHAT | {"continue_final_message": True}, 400, "continue_final_message"),
@@ -442,6 +453,7 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (GENERATES, GENERATE | {"sampling_params": {"min_tokens": 9, "max_tokens": 1}}, 400, "min_tokens"),
         (GENERATES, GENERATE | {"sampling_params": {"logprobs": 99}}, 400, "logprobs"),
         (GENERATES, GENERATE | {"sampling_params": {"top_k": 2**70}}, 400, None),
+        (GENERATES, GENERATE | {"sampling_params": {"stop_token_ids": [1] * 1025}}, 400, "stop_token_ids"),
         (GENERATES, GENERATE | {"features": {"x": 1}}, 400, "features"),
         ("/tokenize", {}, 400, "prompt"),
         ("/tokenize", {"messages": 3}, 400, "messages"),
@@ -469,9 +481,10 @@ async def test_wrong_requests_get_one_sentence_and_queue_nothing(path: str, body
 )
 async def test_bodies_that_are_no_json_object(content: bytes) -> None:
     async with serving() as (client, _):
-        response = await client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 400
-    assert "body" in response.json()["error"]["message"]
+        for path in (COMPLETIONS, "/tokenize"):
+            response = await client.post(path, content=content, headers={"content-type": "application/json"})
+            assert response.status_code == 400
+            assert "body" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])

@@ -5,9 +5,9 @@ Source: https://docs.anthropic.com/en/api/messages. Knows their types; ``convers
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from headrace.server.protocol import Count, ModelField
+from headrace.server.protocol import Body, Count, ModelField
 
 LEAST_BUDGET = 1024  # tokens, as Anthropic's API has it
 MAX_STOP_SEQUENCES = 64
@@ -30,7 +30,7 @@ def kind_of(*taken: str) -> Discriminator:
     return Discriminator(tag, custom_error_type="block_type", custom_error_message=message)
 
 
-class TextBlock(BaseModel):
+class TextBlock(Body):
     type: Literal["text"]
     text: str
 
@@ -38,12 +38,12 @@ class TextBlock(BaseModel):
 Texts = Annotated[list[TextBlock], BeforeValidator(as_blocks)]
 
 
-class TextSource(BaseModel):
+class TextSource(Body):
     type: Literal["text"]
     data: str
 
 
-class DocumentBlock(BaseModel):
+class DocumentBlock(Body):
     type: Literal["document"]
     source: TextSource
     title: str | None = None
@@ -55,26 +55,26 @@ Document = Annotated[DocumentBlock, Tag("[document]")]
 Said = Annotated[Text | Document, kind_of("text", "document")]
 
 
-class ToolResultBlock(BaseModel):
+class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Annotated[list[Said], BeforeValidator(as_blocks)] = []
     is_error: bool | None = None
 
 
-class ToolUseBlock(BaseModel):
+class ToolUseBlock(Body):
     type: Literal["tool_use"]
     id: str
     name: str
     input: dict[str, Any]
 
 
-class ThinkingBlock(BaseModel):
+class ThinkingBlock(Body):
     type: Literal["thinking"]
     thinking: str
 
 
-class RedactedThinkingBlock(BaseModel):
+class RedactedThinkingBlock(Body):
     type: Literal["redacted_thinking"]
 
 
@@ -90,17 +90,17 @@ AssistantBlock = Annotated[
 ]
 
 
-class UserMessage(BaseModel):
+class UserMessage(Body):
     role: Literal["user"]
     content: Annotated[list[UserBlock], BeforeValidator(as_blocks)]
 
 
-class AssistantMessage(BaseModel):
+class AssistantMessage(Body):
     role: Literal["assistant"]
     content: Annotated[list[AssistantBlock], BeforeValidator(as_blocks)]
 
 
-class SystemMessage(BaseModel):
+class SystemMessage(Body):
     role: Literal["system"]
     content: Texts
 
@@ -128,7 +128,7 @@ def check_tool_type(kind: Any) -> Any:
     return kind
 
 
-class MessagesTool(BaseModel):
+class MessagesTool(Body):
     type: Annotated[Literal["custom"] | None, BeforeValidator(check_tool_type)] = None
     name: str
     description: str | None = None
@@ -136,13 +136,13 @@ class MessagesTool(BaseModel):
     strict: bool | None = None
 
 
-class MessagesToolChoice(BaseModel):
+class MessagesToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingConfig(BaseModel):
+class ThinkingConfig(Body):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[Count, Field(ge=LEAST_BUDGET)] | None = None
     display: Literal["summarized", "omitted"] | None = None
@@ -154,12 +154,12 @@ class ThinkingConfig(BaseModel):
         return self
 
 
-class OutputFormat(BaseModel):
+class OutputFormat(Body):
     type: Literal["json_schema"]
     output_schema: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(BaseModel):
+class OutputConfig(Body):
     model_config = ConfigDict(extra="forbid")
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
@@ -178,7 +178,7 @@ class CountTokensRequest(ModelField):
     context_management: dict[str, Any] | None = None
 
 
-class Metadata(BaseModel):
+class Metadata(Body):
     user_id: str | None = None
 
 

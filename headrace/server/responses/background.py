@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from headrace.errors import QueueFullError
 from headrace.server.responses.store import Record, Store
@@ -11,13 +11,17 @@ from headrace.server.sse import cancelled
 
 
 class Background:
-    """Begins at once, and keeps the events if the record has room for them. Raises ``QueueFullError``."""
+    """Begins at once, and keeps the events if the record has room for them. Raises ``QueueFullError``.
 
-    def __init__(self, store: Store, record: Record, writer: ResponseWriter):
+    ``unfinished`` is closed at the end: until then its caller's quota counts it.
+    """
+
+    def __init__(self, store: Store, record: Record, writer: ResponseWriter, unfinished: ExitStack):
         self._store, self._record, self._writer = store, record, writer
         store.add(record)
         record.cancel = self._cancel
         self._task = asyncio.ensure_future(self._run())
+        self._task.add_done_callback(lambda _: unfinished.close())
 
     async def _run(self) -> None:
         record = self._record

@@ -37,7 +37,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     record = Record(owner, writer.response, items)
     if body.background:
         record.events = [] if body.stream else None
-        Background(store, record, writer)
+        Background(store, record, writer, request.state.unfinished.pop_all())
         return followed(context, record, 0) if body.stream else json_response(writer.response)
     if body.stream:
         return event_stream(context, frames(kept(store, record, writer)), lambda: writer.number)

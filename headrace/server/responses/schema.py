@@ -5,10 +5,10 @@ What items hold is for ``items`` to check, ranges are SamplingParams' own.
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from headrace.errors import RequestError
-from headrace.server.protocol import Count, ModelField, SamplingFields
+from headrace.server.protocol import Body, Count, ModelField, SamplingFields
 
 LOGPROBS: Final = "message.output_text.logprobs"
 ENCRYPTED: Final = "reasoning.encrypted_content"
@@ -43,14 +43,14 @@ REFUSED = {
 }
 
 
-class ReasoningOptions(BaseModel):
+class ReasoningOptions(Body):
     """``summary`` auto is granted by the reasoning itself."""
 
     effort: str | None = None
     summary: Literal["auto"] | None = None
 
 
-class TextOptions(BaseModel):
+class TextOptions(Body):
     format: dict[str, Any] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 

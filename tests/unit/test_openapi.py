@@ -1,0 +1,50 @@
+"""The routes as they describe themselves: whatever fits the schema, or just doesn't, gets an answer and never a 5xx."""
+
+import os
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from prometheus_client import CollectorRegistry
+from schemathesis.checks import not_a_server_error
+
+from headrace.config import Config
+from headrace.frontend.pooling import settled
+from headrace.server.app import build_app
+
+from .fake_engine import FakeEngine
+
+EXAMPLES = int(os.environ.get("HEADRACE_SCHEMA_EXAMPLES", "10"))  # of each route; by hand, some hundreds
+
+
+class Engine(FakeEngine):
+    """Refuses to pool, as a model that writes does."""
+
+    async def prepare_pooling(self, prompts: Any, params: Any, add_special_tokens: bool = True) -> Any:
+        settled(params, self.info)
+
+    async def abort(self, request_ids: list[str]) -> None:
+        self.aborted += request_ids
+
+
+def make() -> Any:
+    config = Config.from_kwargs(trust_request_chat_template=True)
+    return build_app(config, Engine(config), CollectorRegistry())  # type: ignore[arg-type]
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", make()).exclude(path_regex="/dashboard/stream")
+
+
+@pytest.mark.filterwarnings("ignore")
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_request_is_answered_with_a_5xx(case: schemathesis.Case) -> None:
+    case.call_and_validate(checks=[not_a_server_error])
