@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from headrace.bench import snapshot
 from headrace.bench.api import APIS, BadReply, Reply
@@ -113,7 +114,7 @@ def check_chat(lab: Lab, server: httpx.Client, target: Target, say: Callable[[st
         kept["error"] = f"The chat check ended early: {error}"
         say(kept["error"])
     for name in ("ttft", "total") if kept["chats"] else ():
-        kept |= statistics(name, [chat[f"{name}_ms"] / 1000 for chat in kept["chats"]], [99])
+        kept |= statistics(name, np.array([chat[f"{name}_ms"] for chat in kept["chats"]]), [99])
     if kept["chats"]:
         say("chat: TTFT median {median_ttft_ms:.0f} ms, whole answer {median_total_ms:.0f} ms".format(**kept))
     write_json(lab.folder / snapshot.CHAT, kept)

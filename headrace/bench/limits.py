@@ -5,7 +5,7 @@ data sheet. Seconds throughout.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -32,6 +32,22 @@ class StepTime(NamedTuple):
     @property
     def total(self) -> float:
         return max(self.weights, self.products) + self.cache
+
+
+class Work(NamedTuple):
+    """What was computed in some time.
+
+    ``steps``: how many there were, each of which reads the weights once (of a batch that starts at once: its longest
+    output; of a load: output tokens over the mean number of running requests). ``prompts``: lengths of those computed,
+    tokens found in the prefix cache left out. ``output_tokens``: tokens decoded after each request's first, with
+    ``context`` tokens in the cache on average. 8 requests at once, 1,024 tokens in and 128 out, are
+    ``Work(128, [1024] * 8, 8 * 127, 1088)``.
+    """
+
+    steps: float
+    prompts: Sequence[int] = ()
+    output_tokens: float = 0
+    context: float = 0
 
 
 class Utilization(NamedTuple):
@@ -65,6 +81,19 @@ class Ceilings:
         products = tokens * self.layers(cost) + others / self.flops_per_second
         return StepTime(weights_read(cost, tokens) / self.bytes_per_second, products, 0.0)
 
+    def used(self, model: Costed, work: Work, seconds: float) -> Utilization:
+        """How much of what the device could have done in ``seconds`` the work done then needed at least."""
+        cost, context = model.cost, work.context
+        tokens = sum(work.prompts) + work.output_tokens
+        num_bytes = work.steps * weights_read(cost, tokens / work.steps) + work.output_tokens * cache_read(
+            cost, context
+        )
+        unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
+        others = cost.head_flops + context * cost.attention_flops - unseen
+        products = sum(self.prefill_step(model, length).products for length in work.prompts)
+        products += work.output_tokens * (self.layers(cost) + others / self.flops_per_second)
+        return Utilization(num_bytes / seconds / self.bytes_per_second, products / seconds)
+
     def layers(self, cost: StepCost) -> float:
         """Of the layers' products with one token."""
         return cost.layer_flops / (self.layer_flops_per_second or self.flops_per_second)
@@ -85,36 +114,6 @@ def prefill_flops(cost: StepCost, tokens: float) -> float:
     """Of one prompt: the products of all its tokens, and its attention's, half of which the triangle saves."""
     unseen = sum(max(tokens - window, 0) ** 2 / 2 * flops for window, _, flops in cost.windowed)
     return tokens * cost.layer_flops + tokens**2 / 2 * cost.attention_flops - unseen + cost.head_flops
-
-
-def utilization(
-    model: Costed,
-    ceilings: Ceilings,
-    *,
-    seconds: float,
-    steps: float,
-    prompts: Iterable[int] = (),
-    output_tokens: float = 0,
-    context: float = 0,
-) -> Utilization:
-    """How much of what the device could have done in ``seconds`` the work done then needed at least.
-
-    ``model``: the engine's ``EngineInfo``. ``steps``: how many the engine took, each of which reads the weights once (a
-    batch that starts at once: its longest output; a load: output tokens over the mean number of running requests).
-    ``prompts``: lengths of those computed in that time, tokens found in the prefix cache left out. ``output_tokens``:
-    tokens decoded after each request's first, with ``context`` tokens in the cache on average.
-
-    8 requests at once, 1,024 tokens in and 128 out, that took 0.9 s together:
-    ``utilization(info, ceilings, seconds=0.9, steps=128, prompts=[1024] * 8, output_tokens=8 * 127, context=1088)``.
-    """
-    cost, lengths = model.cost, list(prompts)
-    tokens = sum(lengths) + output_tokens
-    num_bytes = steps * weights_read(cost, tokens / steps) + output_tokens * cache_read(cost, context)
-    unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
-    others = cost.head_flops + context * cost.attention_flops - unseen
-    products = sum(ceilings.prefill_step(model, length).products for length in lengths)
-    products += output_tokens * (ceilings.layers(cost) + others / ceilings.flops_per_second)
-    return Utilization(num_bytes / seconds / ceilings.bytes_per_second, products / seconds)
 
 
 def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:

@@ -12,6 +12,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.bench.load import Outcome
+from headrace.bench.reading import Array, Requests, requests_of
 
 TITLES = {
     "ttft": ("Time to First Token", "TTFT"),
@@ -28,22 +29,16 @@ MOST_REASONS = 10
 SPECULATION = "vllm:spec_decode_num_"
 
 
-def tpot(outcome: Outcome) -> float | None:
-    """Seconds for each output token after the first; None where there is but one."""
-    tokens = outcome.output_len or 0
-    return (outcome.latency - outcome.ttft) / (tokens - 1) if tokens > 1 else None
-
-
-def series(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    """Seconds of every metric, over the successful requests."""
-    good = [outcome for outcome in outcomes if not outcome.error]
+def series(requests: Requests) -> dict[str, Array]:
+    """Milliseconds of every metric; NaN where a request has none."""
+    queue = np.where(np.isnan(requests.ttft), np.nan, requests.queue)
     return {
-        "ttft": [outcome.ttft for outcome in good],
-        "tpot": [value for outcome in good if (value := tpot(outcome)) is not None],
-        "itl": [value for outcome in good for value in outcome.itls],
-        "e2el": [outcome.latency for outcome in good],
-        "client_queue_time": [outcome.start - outcome.due for outcome in good],
-        "e2el_including_client_queue": [outcome.start - outcome.due + outcome.latency for outcome in good],
+        "ttft": requests.ttft,
+        "tpot": requests.tpot,
+        "itl": np.concatenate([*requests.itl, []]),
+        "e2el": requests.e2el,
+        "client_queue_time": queue,
+        "e2el_including_client_queue": queue + requests.e2el,
     }
 
 
@@ -55,18 +50,7 @@ def measure(
     goodput: dict[str, float],
 ) -> dict[str, Any]:
     """vLLM's keys from ``duration`` on, in its order. ``goodput``: the most milliseconds by metric."""
-    good = [outcome for outcome in outcomes if not outcome.error]
-    tokens_in, tokens_out = sum(o.prompt_len for o in good), sum(o.output_len or 0 for o in good)
-    result: dict[str, Any] = {
-        "duration": duration,
-        "completed": len(good),
-        "failed": len(outcomes) - len(good),
-        "total_input_tokens": tokens_in,
-        "total_output_tokens": tokens_out,
-        "request_throughput": len(good) / duration,
-        "request_goodput": sum(meets(o, goodput) for o in good) / duration if goodput else None,
-        "output_throughput": tokens_out / duration,
-        "total_token_throughput": (tokens_in + tokens_out) / duration,
+    vectors: dict[str, Any] = {
         "input_lens": [outcome.prompt_len for outcome in outcomes],
         "output_lens": [outcome.output_len or 0 for outcome in outcomes],
         "ttfts": [outcome.ttft for outcome in outcomes],
@@ -76,51 +60,58 @@ def measure(
         "queue_times": [outcome.start - outcome.due for outcome in outcomes],
         "generated_texts": [outcome.text for outcome in outcomes],
         "errors": [outcome.error for outcome in outcomes],
-        "max_output_tokens_per_s": peak_tokens(good),
-        "max_concurrent_requests": peak_requests(good),
+    }
+    requests = requests_of(vectors)
+    milliseconds, good = series(requests), ~np.isnan(requests.ttft)
+    completed, tokens_in, tokens_out = (int(n[good].sum()) for n in (good, requests.input_len, requests.output_len))
+    met = [np.nan_to_num(milliseconds[metric]) <= most for metric, most in goodput.items()]
+    result: dict[str, Any] = {
+        "duration": duration,
+        "completed": completed,
+        "failed": len(outcomes) - completed,
+        "total_input_tokens": tokens_in,
+        "total_output_tokens": tokens_out,
+        "request_throughput": completed / duration,
+        "request_goodput": int(np.all([good, *met], axis=0).sum()) / duration if goodput else None,
+        "output_throughput": tokens_out / duration,
+        "total_token_throughput": (tokens_in + tokens_out) / duration,
+        **vectors,
+        "max_output_tokens_per_s": peak_tokens(requests),
+        "max_concurrent_requests": int(crowd(requests.start, requests.start + requests.e2el)[1].max(initial=0)),
         "rtfx": 0.0,
     }
-    seconds = series(outcomes)
     for metric in metrics:
-        result |= statistics(metric, seconds[metric], percentiles)
+        result |= statistics(metric, milliseconds[metric], percentiles)
     return result
 
 
-def statistics(metric: str, seconds: Sequence[float], percentiles: Sequence[float]) -> dict[str, float]:
-    values = 1000 * np.array(seconds or [0.0])
+def statistics(metric: str, milliseconds: Array, percentiles: Sequence[float]) -> dict[str, float]:
+    """Of those that are no NaN; of none, zeros."""
+    values = milliseconds[~np.isnan(milliseconds)]
+    values = values if len(values) else np.zeros(1)
     result = {f"mean_{metric}_ms": values.mean(), f"median_{metric}_ms": np.median(values)}
     result |= {f"std_{metric}_ms": values.std()}
     result |= {f"p{percent:g}_{metric}_ms": np.percentile(values, percent) for percent in percentiles}
     return {key: float(value) for key, value in result.items()}
 
 
-def meets(outcome: Outcome, goodput: dict[str, float]) -> bool:
-    took = {"ttft": outcome.ttft, "tpot": tpot(outcome) or 0.0, "e2el": outcome.latency}
-    return all(1000 * took[metric] <= most for metric, most in goodput.items())
-
-
-def peak_tokens(good: Sequence[Outcome]) -> float:
+def peak_tokens(requests: Requests) -> float:
     """Most output tokens in any second since the first request; a piece of several tokens counts as so many."""
-    if not good:
-        return 0.0
-    begin, per_second = min(outcome.start for outcome in good), np.zeros(1)
-    for outcome in good:
-        times = outcome.start - begin + outcome.ttft + np.cumsum([0.0, *outcome.itls])
-        counts = np.bincount(times.astype(int)) * ((outcome.output_len or 0) / len(times))
-        per_second = np.pad(per_second, (0, max(len(counts) - len(per_second), 0)))
-        per_second[: len(counts)] += counts
-    return float(per_second.max())
+    moments, tokens = [np.array([])], [np.array([])]
+    for start, ttft, gaps, count in zip(requests.start, requests.ttft, requests.itl, requests.output_len, strict=True):
+        if not np.isnan(ttft):
+            moments.append(start + ttft + np.cumsum([0.0, *gaps]))
+            tokens.append(np.full(len(gaps) + 1, count / (len(gaps) + 1)))
+    seconds = (np.concatenate(moments) / 1000).astype(int)
+    return float(np.bincount(seconds, np.concatenate(tokens)).max(initial=0))
 
 
-def peak_requests(good: Sequence[Outcome]) -> int:
-    return int(crowd([(o.start, o.start + o.latency) for o in good])[1].max(initial=0))
-
-
-def crowd(intervals: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+def crowd(starts: Array, ends: Array) -> tuple[Array, Array]:
     """The moments at which an interval begins or ends, in order, and of how many it is the time from each on."""
-    moments = np.array(intervals, float).T.ravel()
+    starts, ends = starts[~np.isnan(ends)], ends[~np.isnan(ends)]
+    moments = np.concatenate([starts, ends])
     order = np.argsort(moments, kind="stable")  # beginnings first
-    return moments[order], np.cumsum(np.where(order < len(intervals), 1, -1))
+    return moments[order], np.cumsum(np.where(order < len(starts), 1, -1))
 
 
 def schedule(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[str, Any]:
@@ -129,12 +120,15 @@ def schedule(outcomes: Sequence[Outcome], percentiles: Sequence[float]) -> dict[
     In milliseconds, with how late the client itself was. An open loop only: else nothing is due.
     """
     good = [outcome for outcome in outcomes if not outcome.error]
+    late = np.array([outcome.late for outcome in outcomes])
     result: dict[str, Any] = {}
-    result |= statistics("scheduled_ttft", [o.start - o.due + o.ttft for o in good], percentiles)
-    result |= statistics("scheduled_e2el", [o.start - o.due + o.latency for o in good], percentiles)
-    result |= statistics("client_late", [outcome.late for outcome in outcomes], percentiles)
-    late = [outcome.late for outcome in outcomes if outcome.late > LATE_SECONDS]
-    return result | {"max_client_late_ms": 1000 * max((o.late for o in outcomes), default=0.0), "num_late": len(late)}
+    for metric, seconds in (
+        ("scheduled_ttft", [outcome.start - outcome.due + outcome.ttft for outcome in good]),
+        ("scheduled_e2el", [outcome.start - outcome.due + outcome.latency for outcome in good]),
+        ("client_late", late),
+    ):
+        result |= statistics(metric, 1000 * np.array(seconds), percentiles)
+    return result | {"max_client_late_ms": 1000 * late.max(initial=0.0), "num_late": int((late > LATE_SECONDS).sum())}
 
 
 def table(result: dict[str, Any], metrics: Sequence[str], percentiles: Sequence[float], pooling: bool) -> list[str]:

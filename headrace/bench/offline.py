@@ -53,16 +53,9 @@ class Run:
     def decoded(self) -> int:
         return self.output_tokens - len(self.outputs)
 
-    def utilization(self, info: EngineInfo, ceilings: limits.Ceilings, seconds: float) -> limits.Utilization:
-        return limits.utilization(
-            info,
-            ceilings,
-            seconds=seconds,
-            steps=self.steps,
-            prompts=self.computed,
-            output_tokens=self.decoded,
-            context=self.context,
-        )
+    @property
+    def work(self) -> limits.Work:
+        return limits.Work(self.steps, self.computed, self.decoded, self.context)
 
     def least_seconds(self, info: EngineInfo, ceilings: limits.Ceilings) -> float:
         """That the device would have needed, had all sequences run at once."""
@@ -110,11 +103,11 @@ def latency(
         result["ranks"] = [{"rank": rank, "avg_latency": mean} for rank, mean in enumerate(means)]
     info, ceilings, rows = llm.info, ceilings_of(llm), share * sampling.n
     prefill = ceilings.prefill_step(info, input_len)
-    used = limits.utilization(info, ceilings, seconds=statistics.median(first), steps=1, prompts=[input_len] * rows)
+    used = ceilings.used(info, limits.Work(1, [input_len] * rows), statistics.median(first))
     result["ttft"] = spread(first) | {"limit": max(prefill.weights, rows * prefill.products)} | used._asdict()
     if output_len > 1:
-        seconds, context = statistics.median(steps), input_len + output_len / 2
-        used = limits.utilization(info, ceilings, seconds=seconds, steps=1, output_tokens=rows, context=context)
+        context = input_len + output_len / 2
+        used = ceilings.used(info, limits.Work(1, (), rows, context), statistics.median(steps))
         result["decode_step"] = spread(steps) | {"limit": ceilings.decode_step(info, rows, context).total}
         result["decode_step"] |= used._asdict()
     return result | facts(llm, ceilings, files, interrupted)
@@ -158,7 +151,7 @@ def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: lim
     """Of one run of some ranks that together took ``seconds``."""
     count, tokens_in = sum(run.num_requests for run in runs), sum(run.prompt_tokens for run in runs)
     tokens_out = sum(run.output_tokens for run in runs)
-    used = np.mean([run.utilization(info, ceilings, seconds) for run in runs], axis=0).tolist()
+    used = np.mean([ceilings.used(info, run.work, seconds) for run in runs], axis=0).tolist()
     return {
         "elapsed_time": seconds,
         "num_requests": count,

@@ -68,7 +68,7 @@ def explain(drawing: Figure) -> None:
 
 
 def per_request(results: Sequence[Result]) -> list[tuple[Result, str | tuple[float, ...], Requests]]:
-    return [(result, color, requests_of(result)) for result, color in colored([r for r in results if r.detailed])]
+    return [(result, color, requests_of(result.data)) for result, color in colored([r for r in results if r.detailed])]
 
 
 def sorted_ttft(results: Sequence[Result]) -> Figure | None:
@@ -228,7 +228,7 @@ def save_requests(results: Sequence[Result], folder: Path) -> list[Path]:
     files, everything = [], []
     for result in results:
         if result.detailed:
-            rows, name = rows_of(result), re.sub(r"[^\w.=-]+", "_", result.name)
+            rows, name = rows_of(result.data), re.sub(r"[^\w.=-]+", "_", result.name)
             files.append(folder / f"requests-{name}.txt")
             files[-1].write_text(as_text(rows))
             everything += [[result.name, *row] for row in rows]

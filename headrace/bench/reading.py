@@ -72,8 +72,9 @@ class Requests:
     error: list[str]
 
 
-def requests_of(result: Result) -> Requests:
-    data, count = result.data, len(result.data["ttfts"])
+def requests_of(data: dict[str, Any]) -> Requests:
+    """Those of a result's vectors, by vLLM's keys."""
+    count = len(data["ttfts"])
     error = data.get("errors") or ["" if tokens else "failed" for tokens in data["output_lens"]]
 
     def values(key: str) -> Array:
@@ -170,9 +171,9 @@ def unique(names: Sequence[str], files: Sequence[Path]) -> list[str]:
     return result
 
 
-def rows_of(result: Result) -> list[list[str]]:
+def rows_of(data: dict[str, Any]) -> list[list[str]]:
     """COLUMNS and the error of each request, failed ones included; empty where it has no such figure."""
-    r = requests_of(result)
+    r = requests_of(data)
     times = r.due / 1000, r.queue, r.ttft, r.tpot, r.e2el
     figures = zip(range(len(r.error)), r.input_len, r.output_len, *times, strict=True)
     return [

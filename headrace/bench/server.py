@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import httpx
 
@@ -91,7 +91,7 @@ def running(
     """A command that runs for the time of the ``with`` block, its output in ``log`` (and, if ``show``, on ours)."""
     need_command(words)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output, Interrupts() as interrupts:
+    with kept(log, show) as output, Interrupts() as interrupts:
         process = subprocess.Popen(
             [*OBITUARY, str(os.getpid()), *words] if sys.platform == "linux" else words,
             stdin=subprocess.DEVNULL,
@@ -102,8 +102,7 @@ def running(
         )
         try:
             interrupts.release()
-            with following(log) if show else nullcontext():
-                yield process
+            yield process
         finally:
             stop(process)
 
@@ -160,27 +159,14 @@ class Interrupts:
 
 
 @contextmanager
-def following(log: Path) -> Iterator[None]:
-    """Copy what is written to ``log`` to our stdout, as ``tail -f`` does."""
-    ended = threading.Event()
-
-    def copy() -> None:
-        with log.open("rb") as source:
-            while True:
-                last = ended.is_set()  # before the read, which then gets the rest
-                sys.stdout.write(source.read().decode(errors="replace"))
-                sys.stdout.flush()
-                if last:
-                    return
-                ended.wait(POLL_SECONDS)
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def kept(log: Path, show: bool) -> Iterator[IO[bytes]]:
+    """What to write to for it to stand in ``log``, and on our stdout if ``show``."""
+    if show:
+        with subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, start_new_session=True) as tee:
+            yield cast(IO[bytes], tee.stdin)
+    else:
+        with log.open("wb") as output:
+            yield output
 
 
 def need_free(url: str) -> None:

@@ -72,7 +72,8 @@ class Events:
         args, numbers = event.args or Arguments(), self._numbers
         name, thread = (numbers.setdefault(key, len(numbers)) for key in (event.name, (event.pid, event.tid)))
         place = (int(args.device), int(args.stream)) if kind == DEVICE else (0, 0)
-        call = -1 - kind if kind > LAUNCH or args.correlation is None else int(args.correlation)  # no two equal
+        # Where there is none, a kernel's number is not a launch's.
+        call = -1 - kind if kind > LAUNCH or args.correlation is None else int(args.correlation)
         self._rows[kind].extend((name, event.ts, event.dur, thread, *place, call))
 
     def of(self, kind: int) -> np.ndarray:

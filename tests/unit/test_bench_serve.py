@@ -88,7 +88,7 @@ OUTCOMES = [
     outcome(0, 100.0, 0.5, [0.1, 0.3], 5, text="a"),  # five tokens in three pieces: speculation
     outcome(1, 100.2, 0.2, [], 1, text="b"),
     outcome(2, 100.3, 0.2, [0.1], 0, error="HTTP 500: x", latency=0.0),
-    outcome(3, 100.4, 0.4, [0.5], 2, text="d"),
+    outcome(3, 100.3, 0.4, [0.5], 2, text="d"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_figures() -> None:
         expected = [np.mean(values), np.median(values), np.std(values), np.median(values), np.percentile(values, 99.9)]
         keys = [f"{statistic}_{name}_ms" for statistic in ("mean", "median", "std", "p50", "p99.9")]
         assert [found[key] for key in keys] == pytest.approx(expected)
-    # In the first second: 5 tokens in 3 pieces, all by 100.9, 1 by 100.4, and 1 of 2 by 100.8.
+    # In the first second: 5 tokens in 3 pieces, all by 100.9, 1 by 100.4, and 1 of 2 by 100.7.
     assert found["max_output_tokens_per_s"] == pytest.approx(7)
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pytest
 
 from headrace.bench.devices import device_called, device_reported
-from headrace.bench.limits import Ceilings, utilization
+from headrace.bench.limits import Ceilings, Work
 from headrace.bench.load import Outcome
-from headrace.bench.reached import cached_share, lines_of, reached, work_of
+from headrace.bench.measures import measure
+from headrace.bench.reached import cached_share, lines_of, reached, served
 from headrace.bench.roofline import Setting, speed_of
 from headrace.config import Config
 from headrace.types import StepCost
@@ -45,10 +46,10 @@ def test_layers_with_a_window_see_no_more_tokens() -> None:
 
 def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
     seconds = CEILINGS.decode_step(DENSE, 1, 50).total
-    decoding = utilization(DENSE, CEILINGS, seconds=10 * seconds, steps=10, output_tokens=10, context=50)
+    decoding = CEILINGS.used(DENSE, Work(10, (), 10, 50), 10 * seconds)
     assert decoding.mbu == pytest.approx(1.0)
     assert decoding.mfu == pytest.approx(10 * (1000 + 50 * 4) / (10 * seconds) / 10_000)
-    prompts = utilization(DENSE, CEILINGS, seconds=CEILINGS.prefill_step(DENSE, 100).total, steps=1, prompts=[100])
+    prompts = CEILINGS.used(DENSE, Work(1, [100]), CEILINGS.prefill_step(DENSE, 100).total)
     assert prompts.mfu == pytest.approx(1.0)
     assert 0 < prompts.mbu < 1
 
@@ -65,16 +66,22 @@ def test_a_server_is_judged_by_what_its_requests_needed(ranks: int) -> None:
     ]  # fmt: skip
     counted = "vllm:prefix_cache_hits_total{{}} {}\nvllm:prefix_cache_queries_total{{}} {}\n".format
     assert cached_share(counted(10, 20), counted(60, 120)) == 0.5 and cached_share(None, "x_total 1\n") == 0
-    work = work_of(outcomes, 2 * (ttft + 100 * tpot), cached=0.5)
-    assert work.batch == pytest.approx(3) and work.prompts == [500] * 3 and work.context == pytest.approx(1050.5)
-    result = reached(speed, work)
+    load = served(measure(outcomes, 2 * (ttft + 100 * tpot), [], [], {}), cached=0.5)
+    assert (
+        load.batch == pytest.approx(3) and load.work.prompts == [500] * 3 and load.work.context == pytest.approx(1050.5)
+    )
+    result = reached(speed, load)
     assert result["limit_tpot_ms"] == pytest.approx(1000 * tpot / 2, rel=1e-3)
     assert result["limit_ttft_ms"] == pytest.approx(1000 * ttft / 4)
     link = speed.decode(3, 1050)["link_ms"] / speed.decode(3, 1050)["tpot_ms"]
     assert result["decode_mbu"] == pytest.approx(0.5 * (1 - link), rel=1e-3)
     assert 0.2 < result["prefill_mfu"] <= 0.25 and 0 < result["mfu"] < result["mbu"] < 0.26
+    for outcome in outcomes:
+        outcome.latency = outcome.ttft  # whole answers, in one piece
+    whole = reached(speed, served(measure(outcomes, 1.0, [], [], {}), 0))
+    assert "limit_tpot_ms" not in whole and whole["mean_prompt"] == 1000 and 0 < whole["mfu"] < 1
     name = "h200" if ranks == 1 else "2 × h200"
-    assert f"Limits of {name}" in lines_of(result, work)[0] and "50.0% of it reached" in lines_of(result, work)[1]
+    assert f"Limits of {name}" in lines_of(result, load)[0] and "50.0% of it reached" in lines_of(result, load)[1]
 
 
 def test_drivers_names_of_devices() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from headrace.bench.plot import FIGURES, frontier, sorted_tpot, sorted_ttft
-from headrace.bench.reading import Result, load, requests_of
+from headrace.bench.reading import load, requests_of
 from headrace.bench.report import differences, ledger, report
 from headrace.cli.main import main
 
@@ -60,11 +60,11 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_requests_come_from_vllms_keys() -> None:
-    requests = requests_of(Result("r", Path("r.json"), result()))
+    requests = requests_of(result())
     assert requests.ttft == pytest.approx([300, 100, np.nan, 200], nan_ok=True)
     assert requests.tpot == pytest.approx([20, 50, np.nan, np.nan], nan_ok=True)
     assert requests.start == pytest.approx([0, 100, 200, 300]) and np.isnan(requests.queue).all()
-    with_latencies = requests_of(Result("r", Path("r.json"), result(latencies=[0.4, 0.2, 0.0, 0.2])))
+    with_latencies = requests_of(result(latencies=[0.4, 0.2, 0.0, 0.2]))
     assert with_latencies.tpot[:2] == pytest.approx([50, 100])
 
 

@@ -17,7 +17,7 @@ import pytest
 from headrace.bench import server as server_module
 from headrace.bench.capacity import Trial, judge, largest_rate, parse_slo, saturation
 from headrace.bench.parameters import with_flags
-from headrace.bench.server import serving, url_of
+from headrace.bench.server import run_command, serving, url_of
 from headrace.cli.main import main
 from headrace.command import as_typed
 from headrace.errors import HeadraceError
@@ -224,6 +224,13 @@ def test_a_server_that_does_not_start(tmp_path: Path) -> None:
     server = serving(words, "http://127.0.0.1:9", tmp_path / "log")
     with pytest.raises(HeadraceError, match="ended with code 1:\nno such device"), server:
         pass
+
+
+def test_what_a_command_prints_is_kept_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [sys.executable, "-c", "import sys; print('one', flush=True); sys.exit('two')"]
+    for show, shown in ((True, "one\ntwo\n"), (False, "")):
+        assert run_command(words, tmp_path / "log", show=show) == 1
+        assert capfd.readouterr().out == shown and (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
 @pytest.mark.parametrize(

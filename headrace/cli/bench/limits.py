@@ -53,8 +53,8 @@ def speed_of(arguments: argparse.Namespace, model: str, server: httpx.Client) ->
         )
     from headrace.bench import devices, roofline
 
-    this = told.startswith("CPU") and server.base_url.host in LOCAL
-    own = devices.this_cpu() if this else devices.device_reported(told)
+    here = told.startswith("CPU") and server.base_url.host in LOCAL
+    own = devices.this_cpu() if here else devices.device_reported(told)
     if own is None:
         return f"The limits of the server's device, {told}, aren't known: --device-spec can describe it."
     try:

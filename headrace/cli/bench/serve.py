@@ -14,7 +14,7 @@ from headrace import remote
 from headrace.bench import datasets, measures, results, serve
 from headrace.bench.client import Target
 from headrace.bench.load import Request
-from headrace.bench.reading import Result, as_csv, as_text, rows_of
+from headrace.bench.reading import as_csv, as_text, rows_of
 from headrace.bench.serve import Plan, Run
 from headrace.cli.bench import limits, serve_flags
 from headrace.cli.bench.serve_flags import add_arguments
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     result |= measures.speculation(before, after)
     result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
-    said = judged(speed, done, result, before, after)
+    said = judged(speed, result, before, after)
     print_result(arguments, plan, done, result)
     print(*said, sep="\n")
     trouble = save(arguments, directory, result) if saves else []
@@ -165,7 +165,7 @@ def beyond(arguments: argparse.Namespace, plan: Plan, done: Run, **detailed: Any
     return result | (detailed if arguments.save_detailed else {})
 
 
-def judged(speed: "Speed | str", done: Run, result: dict[str, Any], before: str | None, after: str | None) -> list[str]:
+def judged(speed: "Speed | str", result: dict[str, Any], before: str | None, after: str | None) -> list[str]:
     """Add to ``result`` how near it is to the device's limits; returns lines that say so, or why that isn't known."""
     if isinstance(speed, str):
         return [speed]
@@ -173,9 +173,9 @@ def judged(speed: "Speed | str", done: Run, result: dict[str, Any], before: str 
         return []
     from headrace.bench import reached
 
-    work = reached.work_of(done.outcomes, done.duration, reached.cached_share(before, after))
-    result |= reached.reached(speed, work)
-    return reached.lines_of(result, work)
+    load = reached.served(result, reached.cached_share(before, after))
+    result |= reached.reached(speed, load)
+    return reached.lines_of(result, load)
 
 
 def print_result(arguments: argparse.Namespace, plan: Plan, done: Run, result: dict[str, Any]) -> None:
@@ -202,7 +202,7 @@ def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any])
     path = directory / (arguments.result_filename or results.file_name(result))
     siblings = {}
     if arguments.save_detailed:
-        rows = rows_of(Result("", path, result))
+        rows = rows_of(result)
         siblings = {".requests.csv": as_csv(rows), ".requests.txt": as_text(rows)}
     else:
         result = {key: value for key, value in result.items() if key not in measures.DETAILS}
