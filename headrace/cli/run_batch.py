@@ -34,7 +34,7 @@ def add_arguments(parser: FlagParser) -> None:
     add("--response-role", choices=["assistant"], default="assistant", help="The role of chats' answers.")
     add("--enable-metrics", action="store_true", help="Serve Prometheus metrics meanwhile, at --host and --port.")
     add("--host", "--url", default="0.0.0.0", metavar="ADDRESS", help="[0.0.0.0]")
-    add("--port", type=int, default=8000, metavar="N", help="[8000]")
+    add("--port", default="8000", metavar="N", help="[8000]")
     section = parser.add_argument_group("answers and logs")
     for name in SHARED:
         add_option(parser, section, OPTIONS[name])
@@ -77,12 +77,12 @@ def answer(arguments: argparse.Namespace, config: Config, source: Path, output: 
     from headrace.server.batch.job import Job
     from headrace.server.batch.offline import Interrupted, run_job
 
-    metrics = (arguments.host, arguments.port) if arguments.enable_metrics else None
+    address = (arguments.host, OPTIONS["port"].parse(arguments.port))
     model, limit = config.model.model or "", config.server.max_request_bytes
     with Job(source, output, model=model, limit=limit, resume=arguments.resume) as job:
         try:
             if job.answered < job.total:
-                run_job(config, job, metrics)
+                run_job(config, job, address if arguments.enable_metrics else None)
         except Interrupted as error:
             print(
                 f"{error} {job.answered} of {job.total} lines are answered: run this again to go on.", file=sys.stderr

@@ -9,6 +9,7 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from headrace.errors import RequestError
 from headrace.server.abort import abortable_of
 from headrace.server.bodies import GenerateChoice, Generated, Usage, json_response, prompt_logprobs_of
 from headrace.server.context import Context, context_of
@@ -27,9 +28,11 @@ router = new_router()
 async def generate(body: GenerateRequest, request: Request) -> Response:
     context = context_of(request)
     check_body(context, body)
+    if body.output_mode == "text" and context.config.model.skip_tokenizer_init:
+        message = "output_mode text needs a tokenizer, and --skip-tokenizer-init left it out."
+        raise RequestError(message, "output_mode")
     params = generate_params(body, context.config)
-    if body.output_mode == "tokens" and not params.stop:
-        params = params.clone(detokenize=False)
+    params = params.clone(detokenize=body.output_mode == "text" or bool(params.stop))
     job = await admit(context, request, body, "generate-tokens", [body.token_ids], params)
     writer = GenerateWriter(context, body, job)
     named = abortable_of(request).named(request, body, job)
@@ -37,9 +40,8 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         return EventStream(writer.stream(context, named), context.config.server.sse_keep_alive_interval)
     with named:
         (output,) = await final_outputs(context, request, job)
-    answer = writer.answer(output)
+    answer = writer.first(output)
     answer.usage = writer.counter.usage()
-    answer.prompt_logprobs = prompt_logprobs_of(output.prompt_logprobs)
     return json_response(answer)
 
 
@@ -69,15 +71,21 @@ class GenerateWriter:
         ]
         return self._generated(choices, UNSET)
 
+    def first(self, output: RequestOutput) -> Generated:
+        """The only answer, or the first chunk: it has what is to be said of the prompt."""
+        answer = self.answer(output)
+        if self._body.return_token_ids:
+            answer.prompt_token_ids = self._job.prompts[0]
+        answer.prompt_logprobs = prompt_logprobs_of(output.prompt_logprobs)
+        return answer
+
     async def stream(self, context: Context, named: AbstractContextManager[None]) -> AsyncGenerator[bytes, None]:
         begun = False
         with named:
             async with aclosing(merged_outputs(context, self._job)) as outputs:
                 async for _, output in outputs:
-                    chunk = self.answer(output)
+                    chunk = self.answer(output) if begun else self.first(output)
                     chunk.usage = self.counter.running_usage()
-                    if self._body.return_token_ids and not begun:
-                        chunk.prompt_token_ids = self._job.prompts[0]
                     begun = True
                     yield event(chunk)
         if self.counter.at_end:

@@ -229,6 +229,7 @@ async def test_lines_are_read_as_there_is_room_for_them() -> None:
         ([request("a")], ["--output-file", "/dev/null/x"], "can't be written: Not a directory"),
         ([request("a")], ["--enable-metrics", "--disable-log-stats"], "nothing to show"),
         ([request("a")], ["--input-file", "http://127.0.0.1:9/x"], "can't be had: .*refused"),
+        ([request("a")], ["--port", "99999"], "--port must be a whole number between 0 and 65535"),
         ([request("a")], ["--response-role", "user"], "invalid choice"),
     ],
 )

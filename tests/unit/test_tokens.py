@@ -170,6 +170,25 @@ async def test_requests_are_aborted_by_their_id_or_name_and_by_their_own_key_onl
         assert (await client.post("/inference/v1/abort_requests", json={}, headers=headers)).status_code == 400
 
 
+async def test_what_is_asked_of_the_prompt_comes_streamed_or_not() -> None:
+    params = {"prompt_logprobs": 0, "detokenize": False}
+    body = {"token_ids": [97, 98], "sampling_params": params, "return_token_ids": True, "output_mode": "text"}
+    async with serving("ab") as (client, _):
+        whole = (await client.post(GENERATES, json=body)).json()
+        first, second = events(await client.post(GENERATES, json=body | {"stream": True}))
+        bare = (await client.post(GENERATES, json={"token_ids": [97]})).json()
+    assert whole["prompt_logprobs"] == first["prompt_logprobs"]
+    assert list(whole["prompt_logprobs"][1]) == ["98"]
+    assert whole["prompt_token_ids"] == first["prompt_token_ids"] == [97, 98]
+    assert "prompt_token_ids" not in second
+    assert whole["choices"][0]["text"] == "ab"
+    assert (bare["prompt_logprobs"], "prompt_token_ids" in bare) == (None, False)
+    async with serving(skip_tokenizer_init=True) as (client, _):
+        refused = await client.post(GENERATES, json={"token_ids": [97], "output_mode": "text"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_mode")
+        assert (await client.post(GENERATES, json={"token_ids": [97]})).status_code == 200
+
+
 # -- tokenize -------------------------------------------------------------------------------------------------------
 
 TOOL_TEMPLATE = (
