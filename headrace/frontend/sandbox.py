@@ -2,7 +2,7 @@
 
 For what may do so: templates that a stranger wrote, and conversations of unusual size. Jinja's own sandbox keeps a
 template from reaching anything, but not from computing ``"a" * 10**10``, within which no thread can be stopped. Owns
-the processes; ``python -m headrace.frontend.sandbox`` is one, which answers jobs on stdin until it ends.
+the processes; ``python -m headrace.frontend.sandbox`` is one, which forks another for each job on stdin.
 """
 
 import atexit
@@ -23,6 +23,8 @@ MEMORY = 1 << 30  # bytes of data for a process
 LARGE = 128 * 1024  # bytes of a job as JSON: less is rendered in a few milliseconds by any known model's template
 MAX_CHARACTERS = 32 * 2**20  # of a rendered text
 
+TOO_MUCH = f"Rendering the chat template takes more than {SECONDS:g} s, or too much memory."
+
 
 class Answer(msgspec.Struct):
     text: str = ""
@@ -39,7 +41,7 @@ def render_bounded(job: Rendering) -> str:
 
 
 def render_apart(job: Rendering) -> str:
-    """What ``rendered`` returns and raises; ``RequestError`` too if it takes too long. Blocks the calling thread."""
+    """What ``rendered`` returns and raises; ``RequestError`` too if it takes too much. Blocks the calling thread."""
     line = _encoded(job) + b"\n"
     process = _idle.pop() if _idle else _start()
     assert process.stdin is not None and process.stdout is not None  # they are pipes
@@ -50,7 +52,7 @@ def render_apart(job: Rendering) -> str:
         answer = process.stdout.readline()
     if not answer.endswith(b"\n"):
         _end(process)
-        raise RequestError(f"Rendering the chat template takes more than {SECONDS:g} s or too much memory.", "messages")
+        raise RequestError("The process that renders chat templates is gone; try again.", "messages")
     _idle.append(process)
     found = msgspec.json.decode(answer, type=Answer)
     if found.fault:
@@ -100,11 +102,21 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            if status:
+                _say(Answer(fault=TOO_MUCH, param="messages"))
+            continue
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal, unhandled, ends the process wherever it is
         answer = _answered(line)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-        sys.stdout.buffer.flush()
+        _say(answer)
+        os._exit(0)
+
+
+def _say(answer: Answer) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _answered(line: bytes) -> Answer:
@@ -117,8 +129,8 @@ def _answered(line: bytes) -> Answer:
         return Answer(fault=str(error), param=error.param)
     except UnicodeEncodeError:
         return Answer(fault="The messages have half of a character (a lone surrogate).", param="messages")
-    except (MemoryError, RecursionError) as error:
-        return Answer(fault=f"The chat template can't be read: {type(error).__name__}.", param="messages")
+    except (MemoryError, RecursionError):
+        return Answer(fault=TOO_MUCH, param="messages")
     return Answer(text)
 
 

@@ -20,6 +20,7 @@ MAX_CHARACTERS = {"stop": 1024, "bad_words": 256}  # of one entry
 MAX_BAD_WORD_ROWS = 4096  # n * bad_words: each is looked at in every step
 MAX_EXTRA_BYTES = 65_536  # of vllm_xargs, or of chat_template_kwargs, as JSON
 MAX_MESSAGES = 4096
+MAX_PARTS = 16_384  # of the contents of all messages together
 MAX_TOOLS = 1024
 MAX_TOOL_NAME = 256  # characters
 MAX_DOCUMENTS = 1024
@@ -182,10 +183,8 @@ def check_conversation(
     template_kwargs: Mapping[str, Any],
 ) -> None:
     """Raise ``RequestError`` if there is too much of something, before any work is done on it."""
-    if not messages:
-        raise RequestError("messages must hold at least one message.", "messages")
+    check_messages(messages)
     for name, given, most in (
-        ("messages", messages, MAX_MESSAGES),
         ("tools", tools, MAX_TOOLS),
         ("documents", documents, MAX_DOCUMENTS),
     ):
@@ -193,6 +192,20 @@ def check_conversation(
             raise RequestError(f"There can be at most {most} {name}, got {len(given)}.", name)
     if template_kwargs:
         _check_bytes(template_kwargs, "chat_template_kwargs")
+
+
+def check_messages(messages: Any) -> Any:
+    """``messages``, which may be anything; ``RequestError`` if it is a list with too much in it, or nothing."""
+    if not isinstance(messages, list | tuple):
+        return messages
+    if not messages:
+        raise RequestError("messages must hold at least one message.", "messages")
+    if len(messages) > MAX_MESSAGES:
+        raise RequestError(f"There can be at most {MAX_MESSAGES} messages, got {len(messages)}.", "messages")
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+        raise RequestError(f"The contents of messages can have at most {MAX_PARTS} parts.", "messages")
+    return messages
 
 
 def check_tool_name(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from headrace.frontend.validation import check_messages
 from headrace.server.protocol import Body, Count, ModelField
 
 LEAST_BUDGET = 1024  # tokens, as Anthropic's API has it
@@ -169,7 +170,7 @@ class CountTokensRequest(ModelField):
     """POST /v1/messages/count_tokens: a conversation, and all that its prompt depends on."""
 
     model: str
-    messages: Annotated[list[InputMessage], Field(min_length=1)]
+    messages: Annotated[list[InputMessage], BeforeValidator(check_messages)]
     system: Texts = []
     tools: list[MessagesTool] | None = None
     tool_choice: MessagesToolChoice | None = None
