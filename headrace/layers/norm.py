@@ -36,13 +36,13 @@ class Norm(Layer):
         return y.to(x.dtype)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm of the sum, the sum) of a sub-layer's output and the residual stream, both [T, dim]."""
+        """(norm of the sum, the sum) of a sub-layer's output, here spent, and the residual stream, both [T, dim]."""
         if residual is None:
             return self(x), x
         if self.slot.kind == "rms":
             return add_rms_norm(x, residual, self.weight, self.slot.eps, self.slot.offset)
-        residual = residual + x
-        return self(residual), residual
+        x += residual
+        return self(x), x
 
     def targets(self, path: str) -> Iterator[Target]:
         for name, parameter in self.named_parameters(recurse=False):

@@ -71,6 +71,8 @@ class Rows:
                 self._wishing[wish].add(row.row)
         token_ids = torch.from_numpy(np.asarray(row.token_ids, dtype=np.int32))
         self.tokens[row.row, : len(row.token_ids)] = to_device(token_ids, self.device)
+        if row.pooling is not None:
+            return  # nothing is sampled
         floats = torch.tensor([params.temperature, params.top_p, params.min_p])
         self.floats[:, row.row] = to_device(floats, self.device)
         self.integers[:, row.row] = to_device(torch.tensor([row.seed, params.top_k]), self.device)

@@ -31,7 +31,7 @@ class Hopper:
 @pytest.mark.parametrize("name", NAMES)
 def test_kernel_compiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.set_active(Hopper())
-    for module in [module for module in sys.modules.values() if getattr(module, "early", None) is jit.early]:
+    for module in [module for module in list(sys.modules.values()) if getattr(module, "early", None) is jit.early]:
         monkeypatch.setattr(module, "early", lambda device: {"EARLY": True, "launch_pdl": True})
     with jit.compiling(), contextlib.suppress(AssertionError):  # nothing is run, so the results are wrong
         CHECKS[name]("cpu", torch.bfloat16)
