@@ -19,6 +19,7 @@ from headrace.frontend.chat import load_chat_template, own_template
 from headrace.frontend.parsers.choose import choose_formats
 from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.sandbox import warm_up
+from headrace.frontend.validation import check_text
 from headrace.server.quota import Quota
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ class Context:
         if not name or name in names:
             return name or names[0]
         raise ModelNotFoundError(f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "model")
+
+    async def tokens_of(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of a text, for who wants to count them. Raises RequestError if it is far too long to fit."""
+        tokenizer = self.engine.tokenizer
+        check_text(text, tokenizer.longest_token, self.engine.info, "prompt")
+        return await self.in_thread("Tokenizing", tokenizer.encode, text, add_special_tokens)
 
     async def in_thread(self, what: str, function: Callable[..., T], *args: object) -> T:
         """``function(*args)`` on a thread, with a deadline: text work never holds up the event loop."""

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from headrace.errors import RequestError
 from headrace.frontend.tokenizer import Tokenizer
+from headrace.frontend.validation import check_text
 from headrace.server.bodies import Usage, json_response
 from headrace.server.context import context_of
 from headrace.server.errors import GenerationError
@@ -53,6 +54,9 @@ async def generative_scoring(body: GenerativeScoringRequest, request: Request) -
     labels = list(dict.fromkeys(body.label_token_ids))
     params = SamplingParams(max_tokens=1, logprobs=0, detokenize=False)
     params = checked(body, context.config, params, OutputKind.FINAL_ONLY)
+    for text in (body.query, *body.items):
+        if isinstance(text, str):
+            check_text(text, context.engine.tokenizer.longest_token, context.engine.info, "items")
     prompts = await context.in_thread("Tokenizing", prompts_of, context.engine.tokenizer, body)
     jobs = [
         await admit(context, request, body, PREFIX, prompts, params.clone(allowed_token_ids=[label]))

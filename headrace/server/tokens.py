@@ -23,7 +23,7 @@ async def tokenize(body: Annotated[TokenizeBody, Body()], request: Request) -> R
     context.served_model(body.model)
     tokenizer = context.engine.tokenizer
     text = body.prompt if isinstance(body, TokenizeRequest) else await rendered(context, body)
-    tokens = await context.in_thread("Tokenizing", tokenizer.encode, text, body.add_special_tokens)
+    tokens = await context.tokens_of(text, body.add_special_tokens)
     answer = {
         "count": len(tokens),
         "max_model_len": context.engine.info.max_model_len,

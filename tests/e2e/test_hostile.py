@@ -81,6 +81,7 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "a million token ids": completion(prompt=[1] * 1_000_000),
     "5 MB of text": completion(prompt="a" * 5 * 2**20),
     "5 MB of spaces in a chat": chat(messages=[{"role": "user", "content": " " * 5 * 2**20}]),
+    "5 MB to count": ("/tokenize", {"prompt": "1" * 5 * 2**20}),
     "1 MB of extra arguments": completion(vllm_xargs={"a": "b" * 2**20}),
     # CVE-2026-114051: min_tokens over max_tokens by a route without the validator. PYSEC-2026-4350: too many logprobs.
     "min_tokens over max_tokens": generate(min_tokens=9, max_tokens=1),

@@ -42,6 +42,7 @@ class CharTokenizer:
         self.hf = PreTrainedTokenizerFast(tokenizer_object=fast, bos_token="\x02", eos_token="\x03")
         self.hf.chat_template = chat_template
         self.vocab_size = VOCAB_SIZE
+        self.longest_token = 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [2] * add_special_tokens + self.hf.encode(text, add_special_tokens=False)

@@ -44,7 +44,7 @@ async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     context.served_model(body.model)
     check_generates(context.engine.info)
     prompt = await rendered(context, chat_request(body))
-    tokens = await context.in_thread("Tokenizing", context.engine.tokenizer.encode, prompt, False)
+    tokens = await context.tokens_of(prompt, False)
     return json_response({"input_tokens": len(tokens), "context_management": {"original_input_tokens": len(tokens)}})
 
 

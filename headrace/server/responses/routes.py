@@ -62,7 +62,7 @@ async def count_input_tokens(body: ResponsesRequest, request: Request) -> Respon
     body.check()
     items, history = items_of(store_of(request), owner_of(request), body)
     text = await rendered(context, chat_request(body, history + items))
-    tokens = await context.in_thread("Tokenizing", context.engine.tokenizer.encode, text, False)
+    tokens = await context.tokens_of(text, False)
     return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
 
