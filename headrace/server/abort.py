@@ -51,7 +51,7 @@ def abortable_of(request: Request) -> Abortable:
     return abortable
 
 
-@router.post("/inference/v1/abort_requests", tags=["tokens"])
+@router.post("/inference/v1/abort_requests", tags=["tokens"], response_class=Response)
 async def abort_requests(body: AbortRequest, request: Request) -> Response:
     """End requests, whose answers hold what there is by then; one that is not under way is none to end."""
     await context_of(request).engine.abort(abortable_of(request).ids(owner_of(request), body.request_ids))

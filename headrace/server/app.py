@@ -48,6 +48,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         openapi_url=None,  # the documentation routes below are guarded like all others
         docs_url=None,
         redoc_url=None,
+        responses={"4XX": {"description": "The request can't be served; the error's message says why."}},
     )
     app.state.context = Context(config, engine, registry)
     app.state.responses = responses.Store(server)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import headrace
 from headrace.errors import RequestError
@@ -23,7 +23,7 @@ from headrace.server.score import RerankRequest, ScoreRequest, rerank, score
 router = new_router()
 
 
-@router.get("/health", tags=["server"])
+@router.get("/health", tags=["server"], response_class=Response)
 @router.head("/health", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 while the engine works; 503 with the reason if it is dead, hangs or drains. Queues nothing."""
@@ -32,9 +32,9 @@ async def health(request: Request) -> Response:
     return Response() if reason is None else error_response(503, reason)
 
 
-@router.get("/ping", tags=["server"], operation_id="ping")
+@router.get("/ping", tags=["server"], operation_id="ping", response_class=Response)
 @router.head("/ping", include_in_schema=False)
-@router.post("/ping", tags=["server"], operation_id="post_ping")
+@router.post("/ping", tags=["server"], operation_id="post_ping", response_class=Response)
 async def ping(request: Request) -> Response:
     """The same as /health."""
     return await health(request)
@@ -54,7 +54,7 @@ async def load(request: Request) -> Response:
     return json_response({"server_load": context.engine.num_unfinished if tracked else 0})
 
 
-@router.get("/metrics", tags=["server"])
+@router.get("/metrics", tags=["server"], response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics; docs/metrics.md lists them.
 

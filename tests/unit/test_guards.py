@@ -17,16 +17,18 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from headrace.config import OPTIONS, Config
-from headrace.errors import ConfigError, QueueFullError
+from headrace.errors import ConfigError, QueueFullError, RequestError
 from headrace.frontend import grammar, validation
+from headrace.frontend.door import Door
+from headrace.frontend.tokenizer import Tokenizer
 from headrace.server.app import build_app
 from headrace.server.messages.schema import MessagesRequest
 from headrace.server.protocol import CompletionRequest
 from headrace.server.quota import Quota, address_of
 from headrace.server.tls import tls_context
-from headrace.types import MAX_N
+from headrace.types import MAX_N, SamplingParams
 
-from .fake_engine import FakeEngine
+from .fake_engine import CharTokenizer, FakeEngine
 from .test_launch import server
 
 AUTHORITY = trustme.CA()
@@ -189,6 +191,22 @@ async def test_bodies_of_too_many_values_and_errors_that_repeat_too_much() -> No
     assert len(unknown.json()["error"]["message"]) == 1000
     assert foreign.status_code == 200 and preflight.status_code == 405
     assert not [name for name in {**foreign.headers, **preflight.headers} if name.startswith("access-control")]
+
+
+def test_the_handles_without_http_have_the_same_door() -> None:
+    config = Config()
+    door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))  # of LLM and AsyncLLM alike
+    for prompt, params, match in (
+        ("x" * 65_537, {}, "65,537 characters"),
+        ("\ud800", {}, "half of a character"),
+        ("x", {"stop": ["a"] * 65}, "stop can have at most 64"),
+        ("x", {"bad_words": ["a" * 257]}, "an? entry of bad_words can have at most 256"),
+        ("x", {"logit_bias": {1: 101.0}}, "logit_bias values"),
+        ("x", {"logprobs": 21}, "--max-logprobs"),
+        ("x", {"seed": 1, "extra_args": {"a": [2**70]}}, "vllm_xargs|64 bits"),
+    ):
+        with pytest.raises(RequestError, match=f"(?i){match}"):
+            door.admit(prompt, SamplingParams(**params))  # type: ignore[arg-type]
 
 
 def test_the_page_on_security_has_the_limits() -> None:

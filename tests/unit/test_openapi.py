@@ -8,6 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from prometheus_client import CollectorRegistry
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from headrace.config import Config
 from headrace.frontend.pooling import settled
@@ -47,4 +48,8 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", make()).exclude(path_re
     suppress_health_check=list(HealthCheck),
 )
 def test_no_request_is_answered_with_a_5xx(case: schemathesis.Case) -> None:
-    case.call_and_validate(checks=[not_a_server_error])
+    response = case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+    if response.status_code >= 400 and case.method != "HEAD":
+        error = response.json()["error"]
+        assert error["type"]
+        assert error["message"].endswith((".", "?")), error
