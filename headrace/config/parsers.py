@@ -6,9 +6,14 @@ from headrace.config.option import option
 
 TOOL_PARSERS = (
     *("hermes", "qwen3_coder", "qwen3_xml", "llama3_json", "llama4_json", "pythonic", "llama3_pythonic"),
-    *("llama4_pythonic", "mistral", "deepseek_v3", "deepseek_v31", "glm45", "glm47", "granite", "granite4", "openai"),
+    *("llama4_pythonic", "mistral", "deepseek_v3", "deepseek_v31", "deepseek_v32", "glm45", "glm47", "granite"),
+    *("granite4", "granite-20b-fc", "openai", "kimi_k2", "minimax", "minimax_m2", "seed_oss", "step3p5", "mimo"),
+    *("lfm2", "olmo3", "internlm", "phi4_mini_json", "jamba", "hunyuan_a13b", "ernie45", "xlam", "longcat"),
 )
-REASONING_PARSERS = ("qwen3", "deepseek_r1", "deepseek_v3", "glm45", "granite", "mistral", "openai_gptoss")
+REASONING_PARSERS = (
+    *("qwen3", "deepseek_r1", "deepseek_v3", "glm45", "glm47", "granite", "holo2", "kimi_k2", "mimo", "minimax_m2"),
+    *("mistral", "nemotron_v3", "olmo3", "openai_gptoss", "seed_oss", "step3", "step3p5"),
+)
 
 
 @dataclass(frozen=True)

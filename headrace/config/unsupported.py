@@ -98,7 +98,16 @@ class FeatureOptions:
     spec_model: str | None = option(None, "What drafts.", later="speculative decoding")
     spec_tokens: int | None = option(None, "Tokens to draft.", minimum=0, later="speculative decoding", neutral=(0,))
     tool_parser_plugin: str | None = option(
-        None, "Your own tool call format.", later="tool parsers of your own", neutral=("",)
+        None,
+        "Your own tool call format.",
+        later="formats of your own (vLLM's plugins are subclasses of its parsers)",
+        neutral=("",),
+    )
+    reasoning_parser_plugin: str | None = option(
+        None,
+        "Your own reasoning format.",
+        later="formats of your own (vLLM's plugins are subclasses of its parsers)",
+        neutral=("",),
     )
     allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
     allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")

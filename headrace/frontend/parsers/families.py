@@ -7,6 +7,8 @@ telling signs come first, as the first format whose sign is in a chat template i
 from headrace.frontend.parsers.formats import Calls, Pairs, ReasoningFormat, Span, ToolFormat
 
 NAME = r"(?P<name>[\w.:-]{1,256})"
+NAME_BEFORE_NUMBER = r"(?P<name>[\w.-]{1,256}):\d{1,9}"
+PYTHON_HEAD = r"(?P<name>[A-Za-z_][\w.]{0,255})(?=\()"
 COMMA = r"\s*,\s*(?=\{)"
 
 # -- tool calls -----------------------------------------------------------------------------------------------------
@@ -32,9 +34,36 @@ def deepseek_calls(head: str, end: str) -> Calls:
     )
 
 
-def listed_calls(marker: str, begin: str) -> Calls:
+def listed_calls(marker: str, begin: str, close: str = "") -> Calls:
     """A JSON list of calls."""
-    return Calls(marker=marker, begin=begin + r"\s*\[\s*(?=\{)", again=COMMA, close=r"\s*\]")
+    return Calls(marker=marker, begin=begin + r"\s*\[\s*(?=\{)", again=COMMA, close=r"\s*\]" + close)
+
+
+def tagged_calls(tag: str) -> ToolFormat:
+    """Each call an object in a tag of its own."""
+    return ToolFormat(
+        sections=(Calls(marker=f"<{tag}>", begin=rf"<{tag}>\s*(?=\{{)", end=rf"\s*</{tag}>"),), signs=(f"<{tag}>",)
+    )
+
+
+def invoked_calls(section: str, prefix: str, special: bool = False) -> ToolFormat:
+    """A section of calls as Anthropic's models write them, in XML whose tags may have a prefix."""
+    pairs = Pairs(
+        key=rf'\s*<{prefix}parameter name="(?P<key>[^"<>\n]{{1,256}})"(?: string="\w{{4,5}}")?>',
+        ends=(f"</{prefix}parameter>",),
+        close=f"</{prefix}parameter>",
+    )
+    calls = Calls(
+        marker=f"<{section}>",
+        style="pairs",
+        begin=f"<{section}>",
+        head=rf'\s*<{prefix}invoke name="(?P<name>[^"<>\n]{{1,256}})">',
+        pairs=pairs,
+        end=rf"\s*</{prefix}invoke>",
+        again=rf"\s*(?=<{prefix}invoke name)",
+        close=rf"\s*</{section}>",
+    )
+    return ToolFormat(sections=(calls,), signs=(f"<{section}>",), special=special)
 
 
 def llama_calls(marker: str, begin: str) -> Calls:
@@ -46,7 +75,7 @@ def python_calls(marker: str, begin: str, close: str) -> Calls:
         marker=marker,
         style="python",
         begin=begin + r"\s*\[\s*(?=[A-Za-z_])",
-        head=r"(?P<name>[A-Za-z_][\w.]{0,255})(?=\()",
+        head=PYTHON_HEAD,
         again=r"\s*,\s*(?=[A-Za-z_])",
         close=r"\s*\]" + close,
     )
@@ -90,6 +119,10 @@ TOOL_FORMATS = {
         ),
         signs=("<|channel|>",),
         special=True,
+    ),
+    "seed_oss": ToolFormat(
+        sections=(qwen_calls("<seed:tool_call>", "<seed:tool_call>", r"\s*</seed:tool_call>"),),
+        signs=("<seed:tool_call>",),
     ),
     "qwen3_coder": ToolFormat(
         sections=(
@@ -150,10 +183,80 @@ TOOL_FORMATS = {
         signs=("<|python_tag|>", "dictionary of argument name and its value"),
         special=True,
     ),
-    "hermes": ToolFormat(
-        sections=(Calls(marker="<tool_call>", begin=r"<tool_call>\s*(?=\{)", end=r"\s*</tool_call>"),),
-        signs=("<tool_call>",),
+    "kimi_k2": ToolFormat(
+        sections=(
+            Calls(
+                marker="<|tool_calls_section_begin|>",
+                style="json",
+                begin=r"<\|tool_calls_section_begin\|>",
+                head=rf"\s*<\|tool_call_begin\|>\s*(?:functions\.)?{NAME_BEFORE_NUMBER}\s*<\|tool_call_argument_begin\|>"
+                r"\s*(?=\{)",
+                end=r"\s*<\|tool_call_end\|>",
+                again=r"\s*(?=<\|tool_call_begin\|>)",
+                close=r"\s*<\|tool_calls_section_end\|>",
+            ),
+        ),
+        signs=("<|tool_calls_section_begin|>",),
+        special=True,
     ),
+    "minimax_m2": invoked_calls("minimax:tool_call", ""),
+    "deepseek_v32": invoked_calls("｜DSML｜function_calls", "｜DSML｜"),
+    "lfm2": ToolFormat(
+        sections=(python_calls("<|tool_call_start|>", r"<\|tool_call_start\|>", r"\s*<\|tool_call_end\|>"),),
+        signs=("<|tool_call_start|>",),
+        special=True,
+    ),
+    "olmo3": ToolFormat(
+        sections=(
+            Calls(
+                marker="<function_calls>",
+                style="python",
+                begin=r"<function_calls>\s*(?=[A-Za-z_])",
+                head=PYTHON_HEAD,
+                again=r"\s*\n\s*(?=[A-Za-z_])",
+                close=r"\s*</function_calls>",
+            ),
+        ),
+        signs=("<function_calls>",),
+    ),
+    "internlm": ToolFormat(
+        sections=(
+            Calls(
+                marker="<|action_start|>",
+                begin=r"<\|action_start\|>\s*<\|plugin\|>\s*(?=\{)",
+                end=r"\s*<\|action_end\|>",
+            ),
+        ),
+        signs=("<|action_start|>",),
+        special=True,
+    ),
+    "phi4_mini_json": ToolFormat(sections=(listed_calls("functools", "functools"),), signs=("functools[",)),
+    "minimax": ToolFormat(
+        sections=(
+            Calls(
+                marker="<tool_calls>",
+                begin=r"<tool_calls>\s*(?=\{)",
+                again=r"\s*(?=\{)",
+                close=r"\s*</tool_calls>",
+            ),
+        )
+    ),
+    "jamba": ToolFormat(
+        sections=(listed_calls("<tool_calls>", "<tool_calls>", r"\s*</tool_calls>"),), signs=("<tool_calls>",)
+    ),
+    "granite-20b-fc": ToolFormat(
+        sections=(Calls(marker="<function_call>", begin=r"<function_call>\s*(?=\{)"),), signs=("<function_call>",)
+    ),
+    "xlam": ToolFormat(
+        sections=(
+            listed_calls("[TOOL_CALLS]", r"\[TOOL_CALLS\]"),
+            listed_calls("<tool_call>", "<tool_call>", r"\s*</tool_call>"),
+            listed_calls("```json", "```json", r"\s*```"),
+            listed_calls("", ""),
+        )
+    ),
+    "longcat": tagged_calls("longcat_tool_call"),
+    "hermes": tagged_calls("tool_call"),
 }
 TOOL_ALIASES = {
     "qwen3_xml": "qwen3_coder",
@@ -162,7 +265,9 @@ TOOL_ALIASES = {
     "llama3_pythonic": "pythonic",
     "llama4_pythonic": "pythonic",
     "llama4_json": "llama3_json",
-    "granite4": "hermes",
+    **dict.fromkeys(("granite4", "ernie45"), "hermes"),
+    **dict.fromkeys(("mimo", "step3p5"), "qwen3_coder"),
+    "hunyuan_a13b": "jamba",
 }
 
 # -- reasoning ------------------------------------------------------------------------------------------------------
@@ -199,7 +304,11 @@ REASONING_FORMATS = {
         ends=("Here is my response:", "Here's my response:"),
         signs=("Here is my thought process:",),
     ),
+    "seed_oss": ReasoningFormat(starts=("<seed:think>",), ends=("</seed:think>",), signs=("<seed:think>",)),
     "qwen3": ReasoningFormat(starts=("<think>",), ends=("</think>",), signs=("<think>", "</think>")),
     "deepseek_r1": ReasoningFormat(starts=("<think>",), ends=("</think>",), inside=True),
 }
-REASONING_ALIASES = {"deepseek_v3": "qwen3", "glm45": "qwen3"}
+REASONING_ALIASES = {
+    **dict.fromkeys(("deepseek_v3", "glm45", "glm47", "holo2", "kimi_k2", "mimo", "nemotron_v3", "olmo3"), "qwen3"),
+    **dict.fromkeys(("minimax_m2", "step3", "step3p5"), "deepseek_r1"),
+}
