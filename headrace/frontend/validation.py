@@ -103,7 +103,7 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
     for name in ("logprobs", "prompt_logprobs"):
         check_logprobs(name, value := getattr(params, name), config)
         if value is not None and value > info.vocab_size:
-            raise RequestError(f"{name} may be at most the vocabulary's {info.vocab_size}, got {value}.", name)
+            raise RequestError(f"{name} must be at most the vocabulary's {info.vocab_size}, got {value}.", name)
     _check_search(params, config)
     if not all(word.strip() for word in params.bad_words):
         raise RequestError("bad_words can't contain an empty string.", "bad_words")
@@ -135,7 +135,7 @@ def check_logprobs(name: str, value: int | None, config: Config) -> None:
     """Raise ``RequestError`` if the field ``name`` asks for more logprobs than the server gives; -1 asks for all."""
     most = config.model.max_logprobs
     if value is not None and most != -1 and not 0 <= value <= most:
-        raise RequestError(f"{name} may be at most {most} (--max-logprobs), got {value}.", name)
+        raise RequestError(f"{name} must be at most {most} (--max-logprobs), got {value}.", name)
 
 
 def _check_sizes(params: SamplingParams) -> None:

@@ -7,6 +7,7 @@ rows, so a preempted request needs nothing restored. Knows no schedule and no mo
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class Sampler:
             (lambda scores: scores) if mode.endswith("logits") else (lambda scores: scores.log_softmax(dim=-1))
         )
         self.processors = processors
+        self._allowed: dict[int, tuple[NewRow, torch.Tensor]] = {}  # by row
 
     def plain(self, rows: list[int]) -> bool:
         """Whether ``draw`` alone does all that these rows ask for."""
@@ -125,23 +127,33 @@ class Sampler:
             ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
             row.index_add_(0, ids, to_device(values, row.device))
         if params.allowed_token_ids is not None:
-            allowed = self._ids(params.allowed_token_ids)
+            allowed = self._allowed_ids(fact)
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
         if fact.stop_token_ids and length - fact.num_prompt_tokens < params.min_tokens:
             row[self._ids(fact.stop_token_ids)] = -torch.inf
-        for word in fact.bad_word_ids:
-            self._forbid(row, fact, length, word)
+        for _, words in groupby(sorted(fact.bad_word_ids, key=len), key=len):
+            self._forbid(row, fact, length, list(words))
 
-    def _forbid(self, row: torch.Tensor, fact: NewRow, length: int, word: list[int]) -> None:
-        """Rule out the last token of ``word`` where the output ends with the others. Compared on the device."""
-        start = length - (len(word) - 1)
+    def _forbid(self, row: torch.Tensor, fact: NewRow, length: int, words: list[list[int]]) -> None:
+        """Rule out the last token of each of ``words``, all of one length, where the output ends with its others.
+
+        Compared on the device, all at once: one request's words must not hold up the step of the others.
+        """
+        start = length - (len(words[0]) - 1)
         if start < fact.num_prompt_tokens:
             return
-        ending = self.rows.tokens[fact.row, start:length]
-        matches = (ending == self._ids(word[:-1])).all()
-        row[word[-1]] = torch.where(matches, -torch.inf, row[word[-1]])
+        tokens = to_device(torch.tensor(words), row.device)
+        matches = (tokens[:, :-1] == self.rows.tokens[fact.row, start:length]).all(dim=1)
+        row.scatter_reduce_(0, tokens[:, -1], torch.where(matches, -torch.inf, torch.inf), "amin")
+
+    def _allowed_ids(self, fact: NewRow) -> torch.Tensor:
+        """Its allowed tokens, which may be half of the vocabulary, on the device: brought there once."""
+        known = self._allowed.get(fact.row)
+        if known is None or known[0] is not fact:
+            known = self._allowed[fact.row] = fact, self._ids(fact.params.allowed_token_ids or ())
+        return known[1]
 
     def _penalize(
         self, logits: torch.Tensor, places: Places, chosen: list[int], facts: list[NewRow], longest: int
