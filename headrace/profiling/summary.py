@@ -1,10 +1,11 @@
 """A trace as figures: time by kernel and by class of work, how busy the device was, and its gaps between steps."""
 
+import bisect
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 from headrace.profiling.classes import ALL_REDUCE, CLASSES, IDLE, class_of
@@ -148,6 +149,6 @@ def idle_between(windows: Sequence[Interval], busy: Sequence[Interval]) -> list[
     for begin, end in windows:
         while first < len(busy) and busy[first][1] <= begin:
             first += 1
-        inside = takewhile(lambda interval: interval[0] < end, islice(busy, first, None))  # noqa: B023
+        inside = busy[first : bisect.bisect_left(busy, (end,), first)]
         idle.append(max(0.0, end - begin) - sum(min(until, end) - max(since, begin) for since, until in inside))
     return idle
