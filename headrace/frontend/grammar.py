@@ -1,6 +1,6 @@
 """What users ask of an output's form, made into one notation: llguidance's grammars.
 
-Owns the spellings (JSON schema, regex, choice, Lark or GBNF grammar, structural tags), the bounds on their size, and
+Owns the spellings (JSON schema, regex, choice, Lark or GBNF grammar), the bounds on their size, and
 the check at the door that a grammar compiles in time. Knows no tokens: masks are the engine's (engine/grammar.py).
 """
 
@@ -8,7 +8,6 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import msgspec
 
 from headrace.engine.grammar import TOO_SLOW, limits
 from headrace.errors import RequestError
+from headrace.frontend.structural import as_lark, read
 from headrace.types import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -133,7 +133,12 @@ def _notation(wanted: StructuredOutputsParams) -> str:
     if wanted.grammar is not None:
         return str(LLMatcher.grammar_from_lark(_lark(wanted.grammar)))
     assert wanted.structural_tag is not None  # one of them is
-    return _tags(wanted.structural_tag, wanted)
+    return as_lark(read(wanted.structural_tag), functools.partial(_written, wanted), _lark)
+
+
+def _written(wanted: StructuredOutputsParams, schema: Any) -> str:
+    """A JSON schema as it stands in Lark after %json."""
+    return json.dumps({**_schema(schema, wanted), "x-guidance": _whitespace(wanted)})
 
 
 def _schema(given: str | bool | dict[str, Any], wanted: StructuredOutputsParams) -> Any:
@@ -182,43 +187,3 @@ def _lark(grammar: str) -> str:
         return str(any_to_lark(grammar))
     except (GbnfToLarkError, AssertionError, KeyError) as error:
         raise RequestError(f"The GBNF grammar can't be read: {error}.", "structured_outputs") from None
-
-
-# -- structural tags ------------------------------------------------------------------------------------------------
-
-
-class Structure(msgspec.Struct):
-    """What stands between two fixed texts."""
-
-    begin: str
-    schema: dict[str, Any] | bool
-    end: str
-
-
-class StructuralTag(msgspec.Struct):
-    """Free text, in which each of the ``triggers`` starts one of the ``structures`` that begin with it."""
-
-    structures: list[Structure]
-    triggers: list[str]
-    type: str = "structural_tag"
-
-
-def _tags(given: str | dict[str, Any], wanted: StructuredOutputsParams) -> str:
-    """Structural tags, in vLLM's older form: {"structures": [{"begin", "schema", "end"}], "triggers": […]}."""
-    from llguidance import LLMatcher, StructTag
-
-    read: Callable[..., StructuralTag] = msgspec.json.decode if isinstance(given, str) else msgspec.convert
-    try:
-        tag = read(given, type=StructuralTag)
-    except msgspec.MsgspecError as error:
-        raise RequestError(f"The structural tag is invalid: {error}.", "structured_outputs") from None
-    tags = []
-    for structure in tag.structures:
-        trigger = next((trigger for trigger in tag.triggers if trigger and structure.begin.startswith(trigger)), None)
-        if trigger is None:
-            raise RequestError(f"No trigger begins the structural tag {structure.begin!r}.", "structured_outputs")
-        schema = {**_schema(structure.schema, wanted), "x-guidance": _whitespace(wanted)}
-        tags.append(StructTag(trigger=trigger, begin=structure.begin, grammar=schema, end=structure.end))
-    if not tags:
-        raise RequestError("A structural tag needs at least one structure.", "structured_outputs")
-    return str(LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False)))

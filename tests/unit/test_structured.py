@@ -67,7 +67,7 @@ def test_forms(form: dict[str, Any], good: str, bad: str) -> None:
         ({"grammar": "start: nobody"}, "unknown name"),
         ({"grammar": "root ::= " + "(" * 50_000}, "nested too deeply"),
         ({"grammar": 'root ::= "a'}, "can't be read"),
-        ({"structural_tag": {"structures": [], "triggers": []}}, "at least one structure"),
+        ({"structural_tag": {"structures": [], "triggers": []}}, "at least one tag"),
         (
             {"structural_tag": {"structures": [{"begin": "a", "schema": {}, "end": ""}], "triggers": ["b"]}},
             "No trigger",
@@ -91,3 +91,71 @@ def test_older_names_and_dictionaries() -> None:
 def test_settings_that_mean_nothing_are_refused(value: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--structured-outputs-config"):
         Config.from_kwargs(structured_outputs_config=value)
+
+
+# -- structural tags ------------------------------------------------------------------------------------------------
+
+NUMBER = {"type": "json_schema", "json_schema": {"type": "integer"}}
+FREE = {"type": "any_text"}
+TAGS = [
+    {"type": "tag", "begin": "<f=1>", "content": NUMBER, "end": "</f>"},
+    {"type": "tag", "begin": "<f=2>", "content": FREE, "end": "</f>"},
+]
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "const_string", "value": value}
+
+
+def row(*elements: Any) -> dict[str, Any]:
+    return {"type": "sequence", "elements": list(elements)}
+
+
+def triggered(**options: Any) -> dict[str, Any]:
+    return {"type": "triggered_tags", "triggers": ["<f="], "tags": TAGS, **options}
+
+
+def separated(**options: Any) -> dict[str, Any]:
+    return {"type": "tags_with_separator", "separator": ",", "tags": TAGS, **options}
+
+
+@pytest.mark.parametrize(
+    ("format", "good", "bad"),
+    [
+        (text("hi"), ["hi"], ["h", "hi!"]),
+        (NUMBER, ["12"], ['"12"']),
+        ({"type": "regex", "pattern": r"\d{2}/x"}, ["12/x"], ["12/y"]),
+        ({"type": "grammar", "grammar": 'root ::= "a" b*\nb ::= [0-9]'}, ["a12"], ["b"]),
+        (FREE, ["", "a\nb"], []),
+        (row(text("a"), NUMBER, text(""), text("b")), ["a1b"], ["a1"]),
+        ({"type": "or", "elements": [text("a"), row(NUMBER, text("!"))]}, ["a", "1!"], ["b", "1"]),
+        (row(TAGS[1], NUMBER), ["<f=2>a < b\n</f>12"], ["<f=2>a12", "<f=2></f>x"]),
+        (row(FREE, TAGS[0]), ["abc<f=1>1</f>"], ["abc"]),
+        (triggered(), ["", "abc", "a <f=1>1</f> b <f=2>c</f>"], ["a <f=1>x</f>", "<f=3>"]),
+        (triggered(at_least_one=True), ["a <f=1>1</f> b"], ["", "a"]),
+        (triggered(stop_after_first=True), ["a <f=1>1</f>", "a"], ["a <f=1>1</f> b"]),
+        (triggered(stop_after_first=True, at_least_one=True), ["a <f=1>1</f>"], ["a"]),
+        (separated(), ["", "<f=1>1</f>,<f=2>a</f>"], ["<f=1>1</f><f=2>a</f>", "a"]),
+        (separated(at_least_one=True, stop_after_first=True), ["<f=1>1</f>"], ["", "<f=1>1</f>,<f=2>a</f>"]),
+    ],
+)
+def test_structural_formats(format: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    wanted = StructuredOutputsParams(structural_tag={"type": "structural_tag", "format": format})
+    assert all(accepts(wanted, known) for known in good) and not any(accepts(wanted, known) for known in bad)
+
+
+@pytest.mark.parametrize(
+    ("format", "sentence"),
+    [
+        (row(FREE, NUMBER), "any text can go up to a fixed text"),
+        (row(triggered(), text("x")), "any text can go up to a fixed text"),
+        (triggered(triggers=["<g"]), "No trigger begins"),
+        (triggered(tags=[]), "at least one tag"),
+        ({"type": "or", "elements": []}, "empty list"),
+        ({"type": "any_text", "excludes": ["a"]}, "unknown field `excludes`"),
+        ({"type": "qwen_xml_parameter"}, "'qwen_xml_parameter'"),
+    ],
+)
+def test_structural_formats_that_can_not_be_get_a_sentence(format: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        grammar_of(StructuredOutputsParams(structural_tag={"type": "structural_tag", "format": format}))
