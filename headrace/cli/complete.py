@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from headrace.cli import talk
 from headrace.cli.parser import FlagParser
-from headrace.cli.talk import Pieces
+from headrace.cli.talk import Pieces, Thought
 from headrace.errors import RequestError
 
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 MAX_TOKENS = 128  # unless --max-tokens says otherwise: text without a template seldom ends by itself
 
 
@@ -29,13 +30,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show(pieces: Pieces) -> str:
-    """Print ``pieces`` as they come and return their text; Ctrl-C ends them there."""
-    text = ""
+    """Print ``pieces`` as they come and return their text; Ctrl-C ends them there.
+
+    Reasoning is dimmed; where nobody watches it is left out. It is no part of the text.
+    """
+    text, thinking, watched = "", False, sys.stdout.isatty()
     try:
         with contextlib.closing(pieces):  # an end before theirs tells the engine or the server to stop
             for piece in pieces:
+                if isinstance(piece, Thought):
+                    thinking = watched
+                    print(f"{DIM}{piece}{PLAIN}" if watched else "", end="", flush=True)
+                    continue
                 text += piece
-                print(piece, end="", flush=True)
+                print("\n\n" if thinking and piece else "", piece, sep="", end="", flush=True)
+                thinking = thinking and not piece
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     finally:

@@ -17,10 +17,16 @@ from headrace.errors import ConfigError, EngineDeadError, HeadraceError, Request
 if TYPE_CHECKING:
     import httpx
 
+    from headrace.frontend.parsers.parser import Piece
+
 Messages = list[dict[str, str]]
 Pieces = Generator[str, None, None]  # of an answer; closing it stops the model
 ROOM_SHARE, MOST_ROOM = 4, 1024  # an answer gets a fourth of the context, and at most so many tokens, kept free for it
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+
+
+class Thought(str):
+    """A piece of reasoning, which goes before the answer itself."""
 
 
 class Talker(Protocol):
@@ -31,7 +37,7 @@ class Talker(Protocol):
         ...
 
     def chat(self, messages: Messages) -> Pieces:
-        """The pieces of the answer to ``messages``."""
+        """The pieces of the answer to ``messages``; those of reasoning are Thoughts."""
         ...
 
     def render(self, messages: Messages) -> str:
@@ -103,7 +109,18 @@ class Local:
         return self._stream(self._llm.tokenizer.encode(prompt, True))
 
     def chat(self, messages: Messages) -> Pieces:
-        return self._stream(self._llm.tokenizer.encode(self.render(messages), False))
+        from headrace.frontend.parsers.choose import place_of
+        from headrace.frontend.parsers.parser import Parser
+
+        prompt = self.render(messages)
+        ids, format = self._llm.tokenizer.encode(prompt, False), self._llm.reasoning_format
+        if format is None:
+            yield from self._stream(ids)
+            return
+        parser = Parser((), format, inside=place_of(format, prompt) == "inside")
+        for text in self._stream(ids, skip_special_tokens=not format.special):
+            yield from spoken(parser.add(text))
+        yield from spoken(parser.add("", last=True))
 
     def render(self, messages: Messages) -> str:
         from headrace.frontend.chat import render_chat
@@ -122,10 +139,19 @@ class Local:
         limit = self._llm.info.max_model_len
         return len(prompt) + room(limit, self._params.max_tokens) <= limit
 
-    def _stream(self, prompt: list[int]) -> Pieces:
-        for output in self._llm.stream(prompt, self._params):
+    def _stream(self, prompt: list[int], skip_special_tokens: bool = True) -> Pieces:
+        params = self._params.clone(skip_special_tokens=skip_special_tokens)
+        for output in self._llm.stream(prompt, params):
             for sequence in output.outputs:
                 yield sequence.text
+
+
+def spoken(piece: "Piece") -> Iterator[str]:
+    """The news of an answer, reasoning as Thoughts."""
+    if piece.reasoning:
+        yield Thought(piece.reasoning)
+    if piece.content:
+        yield piece.content
 
 
 def room(limit: int, max_tokens: int | None) -> int:
@@ -170,7 +196,10 @@ class Remote:
 
     def chat(self, messages: Messages) -> Pieces:
         for choice in self._stream("/v1/chat/completions", {"messages": messages}):
-            yield choice.get("delta", {}).get("content") or ""
+            delta = choice.get("delta", {})
+            if reasoning := delta.get("reasoning") or delta.get("reasoning_content"):
+                yield Thought(reasoning)
+            yield delta.get("content") or ""
 
     def render(self, messages: Messages) -> str:
         tokens = self._post("/tokenize", {"messages": messages})["tokens"]

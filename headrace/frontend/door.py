@@ -86,7 +86,8 @@ class Door:
 
     def thinking(self, params: SamplingParams, prompt: list[int]) -> Thinking | None:
         """How the engine is to follow the reasoning of an answer, if it has to. Raises ``RequestError``."""
-        budget, binds = params.thinking_token_budget, params.structured_outputs is not None
+        budget = None if params.thinking_token_budget == -1 else params.thinking_token_budget
+        binds = params.structured_outputs is not None
         if budget is not None and self.marks is None:
             raise RequestError(
                 "thinking_token_budget needs a model whose reasoning can be told: --reasoning-parser names its format.",

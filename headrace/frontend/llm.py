@@ -17,6 +17,7 @@ from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by,
 from headrace.frontend.chat import final_text, load_chat_template, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
+from headrace.frontend.parsers.formats import ReasoningFormat
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
 from headrace.frontend.progress import StartupProgress
 from headrace.frontend.tokenizer import Tokenizer
@@ -63,6 +64,11 @@ class LLM:
         if self._door.tokenizer is None:
             raise RequestError("This needs a tokenizer, and skip_tokenizer_init left it out.")
         return self._door.tokenizer
+
+    @property
+    def reasoning_format(self) -> ReasoningFormat | None:
+        """How the model marks its reasoning; None if it isn't known to reason."""
+        return self._door.formats.reasoning
 
     def get_tokenizer(self) -> Any:
         """The transformers tokenizer."""

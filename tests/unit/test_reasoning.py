@@ -1,10 +1,14 @@
 """Reasoning: told from the answer by markers, whole and in pieces, and shown as the request wants it."""
 
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import openai
 import pytest
 
+from headrace.cli.complete import DIM, PLAIN, show
+from headrace.cli.talk import spoken
 from headrace.frontend.parsers.choose import detected, place_of
 from headrace.frontend.parsers.families import REASONING_FORMATS
 from headrace.frontend.parsers.parser import Parser
@@ -132,3 +136,19 @@ async def test_completions_count_reasoning_that_their_prompt_opens() -> None:
         for prompt, counted in (("Hm.<think>So", 3), ("Hm.<think></think>", 0), ("Hm.", 0)):
             body = (await client.post("/v1/completions", json={"prompt": prompt})).json()
             assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": counted}
+
+
+@pytest.mark.parametrize(
+    ("watched", "printed"), [(True, f"{DIM}So.{PLAIN}\n\nYes.\n"), (False, "Yes.\n")], ids=["terminal", "file"]
+)
+def test_a_terminal_shows_reasoning_dimmed(
+    watched: bool, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pieces() -> Generator[str, None, None]:
+        parser = Parser((), REASONING_FORMATS["qwen3"], inside=True)
+        for text in ("So.</think>", "Yes."):
+            yield from spoken(parser.add(text))
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
+    assert show(pieces()) == "Yes."
+    assert capsys.readouterr().out == printed

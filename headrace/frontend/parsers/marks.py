@@ -19,10 +19,8 @@ class Marks:
     tokenizer: Tokenizer
 
     def thinking(self, place: Place, budget: int | None = None) -> Thinking | None:
-        """What to look for in an answer, with a budget in tokens (None or -1: no limit); None if it can't reason."""
-        if place == "over":
-            return None
-        return replace(self._thinking, inside=place == "inside", budget=None if budget == -1 else budget)
+        """What to look for in an answer, with a budget in tokens (None: no limit); None if it can't reason."""
+        return None if place == "over" else replace(self._thinking, inside=place == "inside", budget=budget)
 
     def place_after(self, prompt: list[int]) -> Place:
         """Where what follows a prompt of token ids begins, of which nobody knows how much is the model's own."""
