@@ -120,6 +120,23 @@ async def test_bad_lines_are_answered_with_what_is_wrong_and_hold_nobody_up(tmp_
         assert message in found["error"]["message"]
 
 
+async def test_bad_lines_let_others_have_their_turn(tmp_path: Path) -> None:
+    app, _ = make()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    with job_of(write(tmp_path / "in.jsonl", *(["bad"] * 300))) as job:
+        beside = asyncio.ensure_future(other())
+        await answer(app, job, width=3)
+        beside.cancel()
+    assert turns >= 50
+
+
 async def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     app, engine = make()
     path = write(tmp_path / "in.jsonl", *(request(f"r{i}") for i in range(9)), request("bad", temperature=-1))

@@ -63,6 +63,7 @@ async def answer_lines(
 
 async def answered(client: httpx.AsyncClient, model: str, line: Line) -> Answer:
     if line.fault is not None:
+        await asyncio.sleep(0)  # a file of bad lines must not hold up the event loop
         return refused(line, model, *line.fault)
     deadline = time.monotonic() + PATIENCE
     while True:
