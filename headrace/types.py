@@ -62,6 +62,13 @@ class Thinking(msgspec.Struct, omit_defaults=True):
     budget: int | None = None  # tokens
 
 
+class Embeds(msgspec.Struct, frozen=True, gc=False):
+    """A prompt as what the embedding table would make of its tokens."""
+
+    data: bytes  # float32 [tokens, dim] in this machine's byte order
+    digest: bytes  # SHA-256 of data
+
+
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One sequence to generate. ``params.n`` is ignored: the frontend submits each sequence on its own."""
 
@@ -76,6 +83,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     grammar: str | None = None  # that the output must match, in llguidance's notation
     thinking: Thinking | None = None  # what goes before that, or may take only so many tokens
     pooling: PoolingParams | None = None  # no sequence is generated: the prompt alone is computed, and pooled
+    embeds: Embeds | None = None  # the prompt, whose token ids are then only counted
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -199,6 +207,7 @@ class EngineInfo(msgspec.Struct, tag="ready"):
     embedding_sizes: list[int] = []  # the largest, and those that requests may ask for if the model names them
     labels: list[str] = []  # of a classifier
     pair_template: str | None = None  # how a query and a document become one prompt, if not as a tokenizer's pair
+    hidden_size: int = 0  # of a token's embedding
 
 
 class Fatal(msgspec.Struct, tag="fatal"):
@@ -233,6 +242,7 @@ class NewRow(msgspec.Struct, omit_defaults=True):
     stop_token_ids: list[int]  # every id that would end the request; masked until min_tokens
     bad_word_ids: list[list[int]] = []
     pooling: PoolingParams | None = None
+    embeds: bytes | None = None  # of the prompt: float32 [num_prompt_tokens, dim]
 
 
 class NewBlocks(msgspec.Struct, array_like=True, gc=False):

@@ -79,6 +79,9 @@ class ModelOptions:
     pooler_config: dict[str, Any] | None = option(
         None, "How to pool, instead of as the model says: pooling_type CLS, LAST or MEAN; use_activation true or false."
     )
+    enable_prompt_embeds: bool = option(
+        False, "Let prompts be embeddings: whoever may send them can have the model compute anything."
+    )
     device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda"))
 
 

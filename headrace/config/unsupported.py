@@ -119,7 +119,6 @@ class FeatureOptions:
     mm_processor_cache_gb: float = option(
         4.0, "GiB of cached media.", minimum=0, moot="a model without media has none to cache"
     )
-    enable_prompt_embeds: bool = option(False, "Let prompts be embeddings.", later="prompt embeddings")
     enable_sleep_mode: bool = option(False, "Let the server give its memory back.", later="sleep mode")
     otlp_traces_endpoint: str | None = option(None, "Send traces there.", later="OpenTelemetry traces")
     collect_detailed_traces: str | None = option(None, "What to trace.", later="OpenTelemetry traces")

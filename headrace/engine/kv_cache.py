@@ -218,11 +218,19 @@ class KVCache:
                 blocks[index] = 0
 
     def _hash_blocks(self, request: Request, count: int) -> None:
-        """Extend ``request.hashes`` to ``count`` blocks: each hashes its parent's digest and its own token ids."""
+        """Extend ``request.hashes`` to ``count`` blocks: each hashes its parent's digest and its own token ids.
+
+        The first one's parent is what else tells prompts apart: the salt and, after a byte that no text holds, what
+        stands for the token ids of a prompt of embeddings.
+        """
         size = self.block_size
         if len(request.hashes) >= count:
             return
-        parent = request.hashes[-1] if request.hashes else hashlib.sha256((request.cache_salt or "").encode()).digest()
+        if request.hashes:
+            parent = request.hashes[-1]
+        else:
+            salt = (request.cache_salt or "").encode() + (b"\xff" + request.embeds.digest if request.embeds else b"")
+            parent = hashlib.sha256(salt).digest()
         first = len(request.hashes) * size
         data = request.token_ids[first : count * size].tobytes()
         for offset in range(0, len(data), 4 * size):

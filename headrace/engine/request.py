@@ -40,6 +40,7 @@ class Request:
         "cache_salt",
         "constraint",
         "due",
+        "embeds",
         "eos_token_ids",
         "hashes",
         "key",
@@ -77,6 +78,7 @@ class Request:
         self.request_id = submit.request_id
         self.params = params
         self.pooling = submit.pooling
+        self.embeds = submit.embeds
         self.cache_salt = submit.cache_salt
         self.bad_word_ids = submit.bad_word_ids
         self.key = key  # order of service: (priority, arrival number)

@@ -223,6 +223,7 @@ class Scheduler:
                 stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
                 bad_word_ids=request.bad_word_ids,
                 pooling=request.pooling,
+                embeds=request.embeds.data if request.embeds else None,
             )
         )
 

@@ -63,6 +63,7 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         default_sampling=facts.default_sampling,
         ledger=runner.ledger.entries,
         cost=runner.cost,
+        hidden_size=runner.model.spec.dim,
         **runner.purpose(),
     )
     logger.info("GPU KV cache size: %s tokens", f"{info.kv_cache_tokens:,}")  # the line users grep for, on a CPU too

@@ -77,7 +77,9 @@ def new_track(request_id: str, door: Door, prompt: Prompt, token_ids: list[int],
     if params.use_beam_search:
         return BeamTrack(*arguments, door.info)
     kind = BestTrack if params.best_of else Track
-    return kind(*arguments, door.grammar(params), door.thinking(params, token_ids))
+    track = kind(*arguments, door.grammar(params), door.thinking(params, token_ids))
+    track.embeds = door.embeds_of(prompt)
+    return track
 
 
 class BestTrack(Track):

@@ -12,16 +12,26 @@ from headrace.config.plugin import load_class
 from headrace.config.structured import structured_settings
 from headrace.errors import RequestError
 from headrace.frontend.chat import load_chat_template, own_template
+from headrace.frontend.embeds import taken
 from headrace.frontend.grammar import grammar_of
 from headrace.frontend.parsers.choose import choose_formats, place_of
 from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
-from headrace.frontend.validation import check_generates, check_params, check_pooled_prompt, check_prompt, check_text
+from headrace.frontend.validation import (
+    check_embeds_enabled,
+    check_embeds_params,
+    check_generates,
+    check_params,
+    check_pooled_prompt,
+    check_prompt,
+    check_text,
+)
 from headrace.models.source import ModelFiles
-from headrace.types import EngineInfo, PoolingParams, SamplingParams, Thinking
+from headrace.types import Embeds, EngineInfo, PoolingParams, SamplingParams, Thinking
 
-Prompt = str | list[int] | dict[str, Any]  # a text, its token ids, or {"prompt": …} or {"prompt_token_ids": …}
+# A text, its token ids, or {"prompt": …}, {"prompt_token_ids": …} or {"prompt_embeds": a tensor [tokens, dim]}.
+Prompt = str | list[int] | dict[str, Any]
 
 
 class Door:
@@ -49,7 +59,11 @@ class Door:
         check_generates(self.info)
         if truncate_prompt_tokens is None:
             self._check_text(prompt, "input_tokens")
-        token_ids = self._token_ids(prompt, add_special_tokens)
+        if (embeds := self.embeds_of(prompt)) is not None:
+            check_embeds_params(params, truncate_prompt_tokens)
+            token_ids = [0] * (len(embeds.data) // (4 * self.info.hidden_size))  # there are no ids: so many positions
+        else:
+            token_ids = self._token_ids(prompt, add_special_tokens)
         if truncate_prompt_tokens is not None:
             keep = self.info.max_model_len - 1 if truncate_prompt_tokens == -1 else truncate_prompt_tokens
             token_ids = token_ids[-keep:] if keep > 0 else []
@@ -64,6 +78,15 @@ class Door:
             except ValueError as error:
                 raise RequestError(str(error), "vllm_xargs") from error
         return token_ids
+
+    def embeds_of(self, prompt: Prompt) -> Embeds | None:
+        """The prompt as embeddings, if that is how it came. Raises ``RequestError`` if they can't be a prompt."""
+        if not isinstance(prompt, dict) or "prompt_embeds" not in prompt:
+            return None
+        if len(prompt) > 1:
+            raise RequestError("A prompt dictionary that holds prompt_embeds holds nothing else.", "prompt_embeds")
+        check_embeds_enabled(self.config)
+        return taken(prompt["prompt_embeds"], self.info)
 
     def grammar(self, params: SamplingParams) -> str | None:
         """The grammar that the output must match, in the engine's notation. Raises ``RequestError``."""
@@ -141,7 +164,9 @@ class Door:
         if isinstance(prompt, dict):
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
             if unknown or not prompt:
-                raise RequestError("A prompt dictionary holds either prompt or prompt_token_ids.", "prompt")
+                raise RequestError(
+                    "A prompt dictionary holds prompt or prompt_token_ids, or, to go on from, prompt_embeds.", "prompt"
+                )
             prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
         if isinstance(prompt, str):
             return self._needed_tokenizer().encode(prompt, add_special_tokens)

@@ -299,6 +299,8 @@ class LLM:
         return list(given)
 
     def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
+        if (embeds := self._door.embeds_of(prompt)) is not None:
+            prompt = {"prompt_embeds": embeds}
         token_ids = self._door.admit(prompt, params, add_special_tokens)
         track = new_track(next(self._ids), self._door, prompt, token_ids, params)
         if track.grammar is not None:

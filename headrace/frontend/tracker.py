@@ -12,6 +12,7 @@ from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.types import (
     CompletionOutput,
+    Embeds,
     FinishReason,
     OutputKind,
     PositionLogprobs,
@@ -63,6 +64,7 @@ class Track:
         self.prompt_logprobs_given = False
         self.num_cached_tokens: int | None = None
         self.error: str | None = None
+        self.embeds: Embeds | None = None  # the prompt, if it came so
         self.finished = False  # all of its sequences are
 
     def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
@@ -84,6 +86,7 @@ class Track:
                     priority=priority,
                     cache_salt=cache_salt,
                     arrival_time=self.metrics.queued_ts,
+                    embeds=self.embeds,
                 )
             )
         return found

@@ -111,6 +111,24 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         raise RequestError("top_k must be less than 2**31.", "top_k")
 
 
+def check_embeds_enabled(config: Config) -> None:
+    if not config.model.enable_prompt_embeds:
+        raise RequestError(
+            "prompt_embeds need a server (or LLM) that was started with --enable-prompt-embeds.", "prompt_embeds"
+        )
+
+
+def check_embeds_params(params: SamplingParams, truncate_prompt_tokens: int | None) -> None:
+    """Raise ``RequestError`` for what needs a prompt's token ids, or would send its embeddings once a step."""
+    asked = {
+        "prompt_logprobs": params.prompt_logprobs is not None,
+        "use_beam_search": params.use_beam_search,
+        "truncate_prompt_tokens": truncate_prompt_tokens is not None,
+    }
+    for name in (name for name, given in asked.items() if given):
+        raise RequestError(f"{name} can't go with prompt_embeds.", name)
+
+
 def _check_search(params: SamplingParams, config: Config) -> None:
     """Beams are ranked by log-probabilities, as the engine reports them; what changes those can't be obeyed."""
     beams, stopping, mode = params.use_beam_search, params.early_stopping, config.model.logprobs_mode

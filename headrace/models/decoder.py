@@ -156,6 +156,9 @@ class Decoder(nn.Module):
     def forward(self, token_ids: torch.Tensor, step: StepInput) -> torch.Tensor:
         """Hidden states [T, dim] after the final norm, of the tokens int64 [T]."""
         x = self.embedding(token_ids)
+        if step.embeds is not None:
+            places, values = step.embeds
+            x = x.index_copy(0, places, (values * self.spec.given_scale).to(x.dtype))
         if self.positions is not None and self.spec.learned_positions is not None:
             x = x + self.positions(step.positions + self.spec.learned_positions.offset)
         if self.token_types is not None:

@@ -14,6 +14,7 @@ def granite(config: PretrainedConfig, max_positions: int) -> Spec:
     return replace(
         decoder(config, max_positions, slot, mlp(config, bias=config.mlp_bias)),
         embedding_scale=config.embedding_multiplier,
+        given_scale=config.embedding_multiplier,
         residual_scale=config.residual_multiplier,
         logit_scale=1.0 / config.logits_scaling,
     )

@@ -52,6 +52,7 @@ class Spec:
     learned_positions: LearnedPositions | None = None
     num_token_types: int = 0  # embeddings that tell texts of a pair apart
     embedding_scale: float = 1.0
+    given_scale: float = 1.0  # of embeddings that come instead of tokens, as transformers takes them
     residual_scale: float = 1.0  # multiplies each sub-layer's output
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become softcap * tanh(logits / softcap), after the scale; 0 = off

@@ -21,6 +21,7 @@ WISHES: dict[str, Callable[[NewRow], bool]] = {
     ),
     "logprobs": lambda row: row.params.logprobs is not None,
     "prompt_logprobs": lambda row: row.params.prompt_logprobs is not None,
+    "embeds": lambda row: row.embeds is not None,
 }
 
 

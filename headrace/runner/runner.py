@@ -32,6 +32,7 @@ from headrace.ops import tuned
 from headrace.ops.jit import compiling
 from headrace.runner import memory
 from headrace.runner.batch import Batch, pack, sampled_places, unpack
+from headrace.runner.embeds import embeds_of
 from headrace.runner.facts import Facts, settle
 from headrace.runner.graphs import LARGEST, Graphs, Step, capture_sizes, dummy_plan
 from headrace.runner.logits_processors import load_processors
@@ -134,9 +135,10 @@ class Runner:
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
         if self.pooler is not None:
             return self.pooler(plan, self._hidden(plan, self.pooler), self.rows)
-        graph = self._graphs.find(plan) if self._graphs else None
+        embeds = embeds_of(plan, self.rows)
+        graph = self._graphs.find(plan) if self._graphs and embeds is None else None
         batch = pack(plan, self._backends, self.rows.spare, graph.shape if graph else None)
-        step = graph.replay(batch) if graph else self._launch(self._on_device(batch), batch)
+        step = graph.replay(batch) if graph else self._launch(self._on_device(batch), batch, embeds=embeds)
         prompts = self._prompt_logprobs(plan, step.hidden)
         tokens, logprobs, rows = None, None, [plan.rows[i] for i in plan.sampled]
         if step.tokens is not None and not plan.masked and self.sampler.plain(rows):
@@ -156,9 +158,16 @@ class Runner:
             step = replace(step, token_types=to_device(pooler.token_types(plan, self.rows), self.device))
         return self.model(token_ids, step)
 
-    def _launch(self, numbers: torch.Tensor, batch: Batch, draw: bool = False) -> Step:
+    def _launch(
+        self,
+        numbers: torch.Tensor,
+        batch: Batch,
+        draw: bool = False,
+        embeds: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> Step:
         """Run a packed step on the device, up to its hidden states, or its draws where no row asks for more."""
-        hidden = self.model(*unpack(numbers, batch, self.rows, self.facts.block_size))
+        token_ids, step = unpack(numbers, batch, self.rows, self.facts.block_size)
+        hidden = self.model(token_ids, step if embeds is None else replace(step, embeds=embeds))
         if not draw:
             return Step(numbers, hidden)
         places = sampled_places(numbers, batch)

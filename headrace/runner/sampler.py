@@ -170,9 +170,11 @@ class Sampler:
         tokens = self.rows.tokens[places.rows[chosen], :longest].long()
         place = torch.arange(longest, device=device)
         known = place < places.positions[chosen][:, None]
+        given = to_device(torch.tensor([fact.embeds is not None for fact in facts]), device)[:, None]
         zeros = torch.zeros(len(chosen), logits.shape[-1], device=device)
         outputs = zeros.scatter_add(1, tokens, (known & (place >= prompts)).float())
-        seen = zeros.scatter_add(1, tokens, known.float()) > 0
+        named = known & ((place >= prompts) | ~given)  # a prompt of embeddings has no tokens
+        seen = zeros.scatter_add(1, tokens, named.float()) > 0
         scores = logits[chosen]
         scaled = torch.where(scores > 0, scores / repetition, scores * repetition)
         scores = torch.where(seen, scaled, scores)

@@ -7,6 +7,10 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from headrace.errors import RequestError
+from headrace.frontend.door import Prompt
+from headrace.frontend.embeds import read_embeds
+from headrace.frontend.validation import check_embeds_enabled
 from headrace.server.bodies import (
     Completion,
     CompletionChoice,
@@ -38,6 +42,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
 async def render_completion(body: CompletionRequest, request: Request) -> Response:
     context = context_of(request)
     job = await admit_completion(context, request, body)
+    if job.embeds:
+        raise RequestError("A prompt of embeddings has no token ids to render.", "prompt_embeds")
     return json_response([as_generate_request(context, body, job, tokens) for tokens in job.prompts])
 
 
@@ -64,17 +70,32 @@ async def complete(body: CompletionRequest, request: Request) -> Response:
 
 async def admit_completion(context: Context, request: Request, body: CompletionRequest) -> Job:
     check_body(context, body)
+    prompts = await read_prompts(context, body)
     params = completion_params(body, context.config, context.engine.info.default_sampling)
     return await admit(
         context,
         request,
         body,
         "cmpl",
-        body.prompt,
+        prompts,
         params,
         add_special_tokens=body.add_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
+
+
+async def read_prompts(context: Context, body: CompletionRequest) -> list[Prompt]:
+    """The request's prompts; as in vLLM those of embeddings come first, and an empty text beside them is none."""
+    if not body.prompt_embeds:
+        if body.prompt is None:
+            raise RequestError("prompt is required.", "prompt")
+        return list(body.prompt)
+    check_embeds_enabled(context.config)
+    if body.echo:
+        raise RequestError("echo can't go with prompt_embeds, which have no text.", "echo")
+    info = context.engine.info
+    read = [await context.in_thread("Reading prompt_embeds", read_embeds, text, info) for text in body.prompt_embeds]
+    return [*({"prompt_embeds": embeds} for embeds in read), *(text for text in body.prompt or [] if text)]
 
 
 async def stream(job: Job, writer: "CompletionWriter", context: Context) -> AsyncGenerator[bytes, None]:
@@ -138,12 +159,12 @@ class CompletionWriter:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             token_ids=token_ids if ids_wanted else None,
-            prompt_token_ids=job.prompts[prompt] if ids_wanted and first else None,
+            prompt_token_ids=job.prompts[prompt] if ids_wanted and first and prompt not in job.embeds else None,
             prompt_logprobs=UNSET if body.stream else prompt_logprobs_of(output.prompt_logprobs),
         )
 
     def _prompt_text(self, prompt: int) -> str:
-        given = self._body.prompt[prompt]
+        given = (self._body.prompt or [])[prompt]  # of embeddings nothing is echoed
         if isinstance(given, str) and self._body.truncate_prompt_tokens is None:
             return given
         return self._tokenizer.decode(self._job.prompts[prompt], skip_special_tokens=False)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 
 from headrace.engine.thinking import Thinker
 from headrace.errors import RequestError
+from headrace.frontend.door import Prompt
 from headrace.frontend.validation import check_generates
 from headrace.server.bodies import CompletionTokensDetails, PromptTokensDetails, Usage
 from headrace.server.context import Context
@@ -40,6 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     priority: int
     cache_salt: str | None
+    embeds: dict[int, Prompt] = {}  # of prompts that are embeddings, by their place in ``prompts``
 
 
 def check_body(context: Context, body: ModelField) -> None:
@@ -54,7 +56,7 @@ async def admit(
     request: Request,
     body: StreamFields,
     prefix: str,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[Prompt],
     params: SamplingParams,
     *,
     add_special_tokens: bool = False,
@@ -79,6 +81,7 @@ async def admit(
         params=params,
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
+        embeds={place: prompt for place, prompt in enumerate(prompts) if isinstance(prompt, dict)},
     )
     if context.config.server.enable_log_requests:
         logger.info(
@@ -107,9 +110,8 @@ def new_id(prefix: str, label: str | None = None) -> str:
 def start(context: Context, job: Job, prompt: int) -> AsyncGenerator[RequestOutput, None]:
     """The outputs of one prompt of a job; closing the iterator aborts it."""
     request_id = job.id if len(job.prompts) == 1 else f"{job.id}-{prompt}"
-    return context.engine.generate(
-        job.prompts[prompt], job.params, request_id, priority=job.priority, cache_salt=job.cache_salt
-    )
+    given = job.embeds.get(prompt, job.prompts[prompt])
+    return context.engine.generate(given, job.params, request_id, priority=job.priority, cache_salt=job.cache_salt)
 
 
 async def final_outputs(context: Context, request: Request, *jobs: Job) -> list[RequestOutput]:

@@ -157,7 +157,8 @@ class SamplingFields(StreamFields):
 class CompletionRequest(SamplingFields):
     """POST /v1/completions"""
 
-    prompt: Prompts
+    prompt: Prompts | None = None
+    prompt_embeds: Annotated[StringList, Field(max_length=MAX_PROMPTS)] | None = None
     max_tokens: Count | None = 16
     logprobs: Count | None = None
     add_special_tokens: bool = True

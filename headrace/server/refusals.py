@@ -26,7 +26,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "mm_processor_kwargs": (None, TEXT_ONLY),
     "media_io_kwargs": (None, TEXT_ONLY),
     "features": (None, TEXT_ONLY),
-    "prompt_embeds": (None, "Prompts as embeddings are not supported; send text or token ids, not `prompt_embeds`."),
+    "prompt_embeds": (None, "Prompts as embeddings go to /v1/completions only; leave `prompt_embeds` out."),
     "web_search_options": (None, LATER),
     "prediction": (None, LATER),
     "truncation_side": ("left", "Prompts are truncated on the left only; leave `truncation_side` out."),

@@ -1,6 +1,7 @@
 """Beam search finds what transformers' finds, with the same scores; best_of gives the best of what it samples."""
 
 import concurrent.futures
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.models.util import random_model
 from .reference import DEVICE, Reference
 from .server import Server
 
+PAGE = Path(__file__).parents[2] / "docs" / "beam-search.md"
 EOS = 2
 NO_TOKEN = 10**6
 PROMPTS = [
@@ -143,6 +145,9 @@ def test_the_server_searches_and_stops_when_its_client_leaves() -> None:
         assert len(set(texts)) == 3 and answer["choices"][0]["finish_reason"] in ("stop", "length")
         finished = server.metric("vllm:request_success_total")
         assert finished == 2 * 3 + 3
+
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+            exec(compile(block.replace("http://localhost:8000", server.url), str(PAGE), "exec"), {})
 
         long = {"prompt": "Once", "use_beam_search": True, "n": 8, "ignore_eos": True, "max_tokens": 480}
         with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -428,6 +428,7 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, TEXT | {"guided_json": {"type": "object"}, "guided_regex": "a"}, 400, "guided_json"),
         (COMPLETIONS, TEXT | {"length_penalty": 11}, 400, "length_penalty"),
         (COMPLETIONS, TEXT | {"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
+        (CHATS, CHAT | {"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
         (COMPLETIONS, TEXT | {"vllm_xargs": {"a": 2**70}}, 400, None),
         (CHATS, {}, 400, "messages"),
         (CHATS, {"messages": []}, 400, "messages"),
