@@ -97,10 +97,12 @@ def server(**options: Any) -> Iterator[Server]:
     arguments = [sys.executable, "-c", PROGRAM, str(TESTS), json.dumps({"host": "127.0.0.1", "port": 0} | options)]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        running = Server(process)
         try:
-            yield Server(process)
+            yield running
         finally:
             process.kill()
+            running.exit_code()
 
 
 STREAM = {"prompt": "Say", "stream": True}
