@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from headrace.device import to_device
+from headrace.device import GIB, to_device, total_memory
+from headrace.errors import ConfigError
 from headrace.types import NewBlocks, NewRow
 
 # What a row may ask for beyond a plain draw. Steps look after those rows alone, so the others cost nothing.
@@ -35,6 +36,12 @@ class Rows:
         self.device = device
         self.spare, self.max_model_len = num_rows, max_model_len
         self.max_blocks = -(-max_model_len // block_size)
+        size = 4 * (num_rows + 1) * (max_model_len + num_groups * self.max_blocks)
+        if size > total_memory(device):
+            raise ConfigError(
+                f"The token ids and block tables of {num_rows:,} requests of up to {max_model_len:,} tokens take "
+                f"{size / GIB:,.0f} GiB, more than there is; lower --max-num-seqs or --max-model-len."
+            )
         self.tokens = torch.zeros(num_rows + 1, max_model_len, dtype=torch.int32, device=device)
         self.tables = torch.zeros(num_groups, num_rows + 1, self.max_blocks, dtype=torch.int32, device=device)
         self.floats = torch.zeros(3, num_rows + 1, device=device)  # temperature, top_p, min_p
