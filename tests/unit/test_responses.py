@@ -464,6 +464,19 @@ async def test_background_responses_are_made_while_nobody_waits() -> None:
         assert (await client.responses.cancel(begun.id)).status == "completed"
 
 
+async def test_background_responses_count_as_unfinished_until_they_are_made() -> None:
+    async with talking(max_queued_per_key=2, max_stored_responses=2) as (client, engine), asyncio.timeout(10):
+        gate = Gate(engine)
+        begun = [await client.responses.create(**ASK, background=True) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError, match="2 unfinished"):
+            await client.responses.create(**ASK, background=True)
+        await client.responses.cancel(begun[0].id)
+        gate.open.set()
+        await until(client, begun[1].id, "completed")
+        for _ in range(3):
+            assert (await client.responses.create(**ASK)).status == "completed"
+
+
 @pytest.mark.parametrize("when", ["queued", "in_progress"])
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_cancelling_aborts_the_engines_request(when: str, deleted: bool) -> None:
@@ -504,7 +517,8 @@ async def test_background_streams_can_be_read_again_from_any_event() -> None:
             assert (await client.get(path + wrong)).status_code == 400
 
 
-async def test_a_cancelled_stream_says_so() -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_cancelled_stream_says_so(deleted: bool) -> None:
     app, engine = make()
     async with client_of(app) as client, asyncio.timeout(10):
         Gate(engine)
@@ -513,8 +527,10 @@ async def test_a_cancelled_stream_says_so() -> None:
             await asyncio.sleep(0)
         await asyncio.sleep(0.01)
         (response_id,) = app.state.responses._records
-        await client.post(f"{URL}/{response_id}/cancel")
+        path = f"{URL}/{response_id}"
+        await (client.delete(path) if deleted else client.post(f"{path}/cancel"))
         events = told(await streaming)
+        assert bool(app.state.responses._size) is not deleted
     assert events[-1]["type"] == "response.cancelled" and events[-1]["response"]["status"] == "cancelled"
     assert [item["status"] for item in items_told(events)] == ["incomplete"]
 
@@ -528,7 +544,9 @@ async def test_background_responses_beyond_the_stores_room_fail() -> None:
         assert engine.aborted and app.state.responses._size <= 20_000
         gate = Gate(engine)
         begun = (await client.post(URL, json=ASK | {"background": True})).json()
-        assert (await client.post(URL, json=ASK | {"background": True})).status_code == 429
+        for _ in range(3):
+            assert (await client.post(URL, json=ASK | {"background": True})).status_code == 429
+        assert sum(app.state.context.quota._open.values()) == 1
         gate.open.set()
         while (await client.get(f"{URL}/{begun['id']}")).json()["status"] != "completed":
             await asyncio.sleep(0.001)
@@ -552,6 +570,14 @@ async def test_a_failing_engine_fails_the_response(background: bool) -> None:
     assert kept["status"] == "failed" and kept["error"] == {"code": "server_error", "message": "Gone."}
     assert gist(items_told(events)) == [("message", "H")] and kept["output"][0]["status"] == "incomplete"
     assert whole.status_code == 503 and whole.json()["error"]["message"] == "Gone."
+
+
+async def test_a_stream_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "add", lambda store, record: 1 / 0)
+    async with serving("H") as (client, _):
+        events = told(await client.post(URL, json=ASK | {"stream": True}))
+    assert events[-1]["type"] == "error" and "zero" not in events[-1]["message"]
+    assert events[-1]["code"] == "server_error"
 
 
 @pytest.mark.parametrize("stream", [False, True])

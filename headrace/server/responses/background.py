@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
 
-from headrace.errors import QueueFullError
 from headrace.server.responses.store import Record, Store
 from headrace.server.responses.writer import Event, ResponseWriter, framed
 from headrace.server.sse import cancelled
@@ -13,15 +12,15 @@ from headrace.server.sse import cancelled
 class Background:
     """Begins at once, and keeps the events if the record has room for them. Raises ``QueueFullError``.
 
-    ``unfinished`` is closed at the end: until then its caller's quota counts it.
+    What ``unfinished`` holds is closed at the end: until then its caller's quota counts the response.
     """
 
     def __init__(self, store: Store, record: Record, writer: ResponseWriter, unfinished: ExitStack):
         self._store, self._record, self._writer = store, record, writer
         store.add(record)
         record.cancel = self._cancel
+        self._unfinished = unfinished.pop_all()
         self._task = asyncio.ensure_future(self._run())
-        self._task.add_done_callback(lambda _: unfinished.close())
 
     async def _run(self) -> None:
         record = self._record
@@ -32,8 +31,8 @@ class Background:
                         record.events.append(framed(event))
                         record.tell()
                         self._store.grow(record, len(record.events[-1]))
-            self._store.finish(record)
-        except QueueFullError as error:
+            self._finish()
+        except Exception as error:  # the store is full, or there is a bug
             self._end(self._writer.fail(error))
 
     async def _cancel(self) -> None:
@@ -46,5 +45,10 @@ class Background:
         if self._record.events is not None:
             self._record.events += frames
         self._store.grow(self._record, sum(map(len, frames)))
+        self._finish()
+
+    def _finish(self) -> None:
+        self._unfinished.close()
+        self._record.cancel = None  # with it goes all of the work but the response
         self._store.finish(self._record)
         self._record.tell()

@@ -43,8 +43,10 @@ class GrowingText:
             fields["logprobs"] = logprobs
         return f"{self._type}.delta", self._place | fields
 
-    def end(self, status: Status) -> Iterator[Step]:
+    def end(self, status: Status, logprobs: list[TokenLogprob]) -> Iterator[Step]:
         self._part["text"] = "".join(self._texts)
+        if "logprobs" in self._part:
+            self._part["logprobs"] += logprobs
         self.item.status = status
         if isinstance(self.item, Reasoning) and self._encrypt:
             self.item.encrypted_content = base64.b64encode(self._part["text"].encode()).decode()
@@ -68,7 +70,7 @@ class GrowingCall:
         self._texts.append(text)
         return "function_call_arguments.delta", {"item_id": self.item.id, "delta": text}
 
-    def end(self, status: Status) -> Iterator[Step]:
+    def end(self, status: Status, logprobs: list[TokenLogprob]) -> Iterator[Step]:
         item = self.item
         item.arguments, item.status = "".join(self._texts), status
         fields = {"item_id": item.id, "name": item.name, "arguments": item.arguments}

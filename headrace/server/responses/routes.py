@@ -1,6 +1,6 @@
 """/v1/responses: made, streamed, kept, read again, cancelled and deleted. Knows the engine only through the writer."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Literal
 
@@ -37,10 +37,10 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     record = Record(owner, writer.response, items)
     if body.background:
         record.events = [] if body.stream else None
-        Background(store, record, writer, request.state.unfinished.pop_all())
+        Background(store, record, writer, request.state.unfinished)
         return followed(context, record, 0) if body.stream else json_response(writer.response)
     if body.stream:
-        return event_stream(context, frames(kept(store, record, writer)), lambda: writer.number)
+        return event_stream(context, frames(kept(store, record, writer)))
     await answer(request, exhausted(kept(store, record, writer)))
     if writer.failure is not None:
         raise writer.failure
@@ -84,9 +84,10 @@ async def retrieve_response(
 @router.post("/v1/responses/{response_id}/cancel", tags=["generate"])
 async def cancel_response(response_id: str, request: Request) -> Response:
     record = store_of(request).find(response_id, owner_of(request))
-    if record.cancel is None:
+    if not record.response.background:
         raise RequestError("Only responses that were made with background can be cancelled.", "response_id")
-    await record.cancel()
+    if record.cancel is not None:
+        await record.cancel()
     return json_response(record.response)
 
 
@@ -141,16 +142,23 @@ def items_of(store: Store, owner: str, body: ResponsesRequest) -> tuple[list[Ite
 
 
 def followed(context: Context, record: Record, place: int) -> EventStream:
-    return event_stream(context, record.follow(place), lambda: len(record.events or []))
+    return event_stream(context, record.follow(place), place)
 
 
-def event_stream(context: Context, data: AsyncGenerator[bytes, None], number: Callable[[], int]) -> EventStream:
-    """``number``: of the event that follows, should the stream break."""
+def event_stream(context: Context, frames: AsyncGenerator[bytes, None], place: int = 0) -> EventStream:
+    """``place``: the first event's number. Should the stream break, its last event follows those that were sent."""
+
+    async def counted() -> AsyncGenerator[bytes, None]:
+        nonlocal place
+        async with aclosing(frames):
+            async for frame in frames:
+                place += 1
+                yield frame
 
     def failure(status: int, message: str, param: str | None) -> bytes:
-        return framed(error_event(number(), status, message, param))
+        return framed(error_event(place, status, message, param))
 
-    return EventStream(data, context.config.server.sse_keep_alive_interval, failure=failure, end=b"")
+    return EventStream(counted(), context.config.server.sse_keep_alive_interval, failure=failure, end=b"")
 
 
 async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[Event, None]:

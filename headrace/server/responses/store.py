@@ -30,7 +30,7 @@ class Record:
     """A response and what it answers. ``owner``: the digest of an API key.
 
     ``events``: framed, those of a background response that is streamed, by their sequence number. ``cancel`` ends a
-    background response.
+    background response that is being made.
     """
 
     owner: str
@@ -119,7 +119,9 @@ class Store:
             self.grow(record, json_size(record.response))
 
     def grow(self, record: Record, size: int) -> None:
-        """So many bytes more are kept of a response. Raises ``QueueFullError`` like ``add``."""
+        """So many bytes more are kept of a response, if it is kept. Raises ``QueueFullError`` like ``add``."""
+        if record.response.id not in self._records:
+            return
         record.size += size
         self._size += size
         self._evict()

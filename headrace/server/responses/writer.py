@@ -94,7 +94,7 @@ class ResponseWriter:
         self._num_cached = 0
         self._encrypt = body.includes(ENCRYPTED)
         self._name = token_namer(context, body)
-        self.number = 0  # of the next event
+        self._number = 0  # of the next event
         self._kinds: list[Kind] = []  # of the items
         self._items: list[GrowingText | GrowingCall] = []  # the last one goes on
         self._logprobs: list[TokenLogprob] = []  # that no event has brought yet
@@ -189,7 +189,10 @@ class ResponseWriter:
 
     def _close(self, status: ItemStatus) -> Iterator[Event]:
         if self._items:
-            yield from self._steps(self._items[-1].end(status))
+            logprobs: list[TokenLogprob] = []
+            if self._kinds[-1] == "content":
+                logprobs, self._logprobs = self._logprobs, []  # of tokens without text
+            yield from self._steps(self._items[-1].end(status, logprobs))
 
     def _steps(self, steps: Iterator[Step]) -> Iterator[Event]:
         for name, fields in steps:
@@ -202,5 +205,5 @@ class ResponseWriter:
         return self._numbered(status, {"response": self.response})
 
     def _numbered(self, name: str, fields: Event) -> Event:
-        self.number += 1
-        return {"type": f"response.{name}", "sequence_number": self.number - 1} | fields
+        self._number += 1
+        return {"type": f"response.{name}", "sequence_number": self._number - 1} | fields
