@@ -1,6 +1,6 @@
 """Sentences a second of Headrace and of sentence-transformers on one embedding model, in turn, in one process.
 
-    python benchmarks/embeddings.py MODEL_DIRECTORY [--repeats 5] [--batch-sizes 16 32 64] [--url http://localhost:8000]
+    python benchmarks/embeddings.py MODEL_DIRECTORY [--repeats 5] [--batch-sizes 16 32 64] [--dtype float16] [--url …]
 
 MODEL_DIRECTORY is a sentence-transformers model, say all-MiniLM-L6-v2. Both embed the same 2,000 runs of words of mixed
 length. Prints each one's median and range, the median of the ratios pair by pair, and the least cosine of two vectors
@@ -35,10 +35,10 @@ def sentences() -> list[str]:
 
 
 class Offline:
-    def __init__(self, model: str):
+    def __init__(self, model: str, dtype: str):
         from headrace import LLM
 
-        self._llm = LLM(model)
+        self._llm = LLM(model, dtype=dtype)
 
     def __call__(self, texts: list[str]) -> Floats:
         outputs = self._llm.embed(texts, use_tqdm=False)
@@ -66,12 +66,13 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32], help="sentence-transformers'")
+    parser.add_argument("--dtype", default="auto", help="that Headrace computes in")
     parser.add_argument("--url", help="of a server of the same model, instead of LLM.embed")
     arguments = parser.parse_args()
     from sentence_transformers import SentenceTransformer
 
     texts = sentences()
-    ours = Served(arguments.url) if arguments.url else Offline(arguments.model)
+    ours = Served(arguments.url) if arguments.url else Offline(arguments.model, arguments.dtype)
     peer = SentenceTransformer(arguments.model, device="cpu")
     least = float((ours(texts) * peer.encode(texts)).sum(axis=1).min())
     counts = np.array([len(ids) for ids in peer.tokenizer(texts)["input_ids"]])

@@ -86,8 +86,14 @@ def test_ctrl_c_leaves_the_figures_so_far(
     assert "Interrupted: these are the figures so far." in capsys.readouterr().out
 
 
-def test_too_little_memory_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "latency", *flags, "--max-num-seqs", "2000000000"]) == 1
+def test_too_little_memory_is_said(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("headrace.frontend.llm.LLM", full)
+    assert main(["bench", "latency", *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("headrace: error: Memory ran out (") and "lower --max-num-seqs" in line
 
