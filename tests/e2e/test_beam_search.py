@@ -155,7 +155,8 @@ def test_the_server_searches_and_stops_when_its_client_leaves() -> None:
             leaving = pool.submit(client.post, f"{server.url}/v1/completions", json=long)
             assert isinstance(leaving.exception(), httpx.ReadTimeout)
             client.close()
-        server.wait_metric("vllm:num_requests_running", 0)
-        steps = server.metric("vllm:iteration_tokens_total_count")
-        time.sleep(1)
-        assert server.metric("vllm:iteration_tokens_total_count") == steps
+        steps, before = server.metric("vllm:iteration_tokens_total_count"), -1.0
+        while steps != before:
+            time.sleep(1)
+            steps, before = server.metric("vllm:iteration_tokens_total_count"), steps
+        assert steps < 480  # as many as the whole search takes
