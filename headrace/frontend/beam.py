@@ -23,7 +23,6 @@ from headrace.types import (
     RequestOutput,
     SamplingParams,
     Submit,
-    Thinking,
     TokenDelta,
 )
 
@@ -85,31 +84,17 @@ def new_track(request_id: str, door: Door, prompt: Prompt, token_ids: list[int],
 class BestTrack(Track):
     """Gives the ``n`` of its ``num_sequences`` sequences that have the highest log-probability a token, at the end."""
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt: str | None,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer | None,
-        grammar: str | None = None,
-        thinking: Thinking | None = None,
-    ):
-        self._wanted = params
-        super().__init__(request_id, prompt, prompt_token_ids, self._generating(params), tokenizer, grammar, thinking)
-
-    def _generating(self, params: SamplingParams) -> SamplingParams:
-        """``params`` as they are for all sequences."""
-        return params.clone(n=params.num_sequences, best_of=None, logprobs=params.logprobs or 0)
+    def generating(self, wanted: SamplingParams) -> SamplingParams:
+        return wanted.clone(n=wanted.num_sequences, best_of=None, logprobs=wanted.logprobs or 0)
 
     def output(self, stream_interval: int = 1) -> RequestOutput | None:
         if not self.finished:
             return None
         ranked = sorted(self.sequences, key=self._score, reverse=True)
-        self.sequences, rejected = ranked[: self._wanted.n], ranked[self._wanted.n :]
+        self.sequences, rejected = ranked[: self.wanted.n], ranked[self.wanted.n :]
         for index, sequence in enumerate(self.sequences):
             sequence.index = index
-            if self._wanted.logprobs is None:
+            if self.wanted.logprobs is None:
                 sequence.logprobs = None
         output = super().output()
         if output is not None:
@@ -120,7 +105,7 @@ class BestTrack(Track):
         return (sequence.cumulative_logprob or 0.0) / max(1, len(sequence.token_ids))
 
     def report(self) -> FinishedRequest:
-        return msgspec.structs.replace(super().report(), n=self._wanted.n, max_tokens=self._wanted.max_tokens)
+        return msgspec.structs.replace(super().report(), n=self.wanted.n, max_tokens=self.wanted.max_tokens)
 
 
 class BeamTrack(BestTrack):
@@ -149,15 +134,15 @@ class BeamTrack(BestTrack):
         self._following: dict[int, PositionLogprobs] = {}  # by beam: the tokens that may follow it
         super().__init__(request_id, prompt, prompt_token_ids, params, None)
 
-    def _generating(self, params: SamplingParams) -> SamplingParams:
+    def generating(self, wanted: SamplingParams) -> SamplingParams:
         """Those of one step of one beam: of its likeliest tokens some may end it, and as many as are kept must not."""
-        most = min(max(self._width + len(self._ends), params.logprobs or 0), self._most_logprobs)
+        most = min(max(self._width + len(self._ends), wanted.logprobs or 0), self._most_logprobs)
         return SamplingParams(
             temperature=0.0,
             max_tokens=1,
             ignore_eos=True,
-            logprobs=ALL if params.logprobs == ALL else most,
-            prompt_logprobs=params.prompt_logprobs,
+            logprobs=ALL if wanted.logprobs == ALL else most,
+            prompt_logprobs=wanted.prompt_logprobs,
             detokenize=False,
             output_kind=OutputKind.FINAL_ONLY,
         )
@@ -217,7 +202,7 @@ class BeamTrack(BestTrack):
         longer.last_token_time = beam.last_token_time
         if token_id in self._ends:
             longer.finish_reason = FinishReason.STOP
-            longer.stop_reason = token_id if token_id in self._wanted.stop_token_ids else None
+            longer.stop_reason = token_id if token_id in self.wanted.stop_token_ids else None
         elif len(longer.token_ids) == self._max_tokens:
             longer.finish_reason = FinishReason.LENGTH
         return longer
@@ -226,7 +211,7 @@ class BeamTrack(BestTrack):
         """Whether no beam is left, or none that is worth following, as ``early_stopping`` judges it."""
         if not self.sequences or len(self._found) < self._width:
             return not self.sequences
-        stopping, penalty = self._wanted.early_stopping, self._wanted.length_penalty
+        stopping, penalty = self.wanted.early_stopping, self.wanted.length_penalty
         best = self.sequences[0]
         length = self._max_tokens if stopping == "never" and penalty > 0 else len(best.token_ids)
         hope = (best.cumulative_logprob or 0.0) / length**penalty
@@ -234,7 +219,7 @@ class BeamTrack(BestTrack):
 
     def _score(self, sequence: Sequence) -> float:
         length = max(1, len(sequence.token_ids))
-        return float((sequence.cumulative_logprob or 0.0) / length**self._wanted.length_penalty)
+        return float((sequence.cumulative_logprob or 0.0) / length**self.wanted.length_penalty)
 
     def output(self, stream_interval: int = 1) -> RequestOutput | None:
         if not self.finished:
@@ -246,7 +231,7 @@ class BeamTrack(BestTrack):
 
     def _write_out(self, sequence: Sequence) -> None:
         """Give a found sequence its text, and of the logprobs those that were asked for, under their tokens' names."""
-        wanted = self._wanted
+        wanted = self.wanted
         if self._tokenizer is not None:
             sequence.detokenizer = self._detokenizer(self._tokenizer, wanted)
             ends = sequence.finish_reason is FinishReason.STOP and not wanted.include_stop_str_in_output

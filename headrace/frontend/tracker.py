@@ -55,7 +55,9 @@ class Track:
         thinking: Thinking | None = None,
     ):
         self.grammar, self.thinking = grammar, thinking
-        self.request_id, self.prompt, self.prompt_token_ids, self.params = request_id, prompt, prompt_token_ids, params
+        self.request_id, self.prompt, self.prompt_token_ids = request_id, prompt, prompt_token_ids
+        self.wanted, self.params = params, self.generating(params)
+        params = self.params
         self.tokenizer = tokenizer if params.detokenize else None
         self._bad_word_ids = tokenizer.bad_word_ids(params.bad_words) if tokenizer else []
         self.metrics = RequestMetrics(arrival_time=time.time(), queued_ts=time.monotonic())
@@ -66,6 +68,10 @@ class Track:
         self.error: str | None = None
         self.embeds: Embeds | None = None  # the prompt, if it came so
         self.finished = False  # all of its sequences are
+
+    def generating(self, wanted: SamplingParams) -> SamplingParams:
+        """The parameters of its sequences, of which a request may have more than its caller is given."""
+        return wanted
 
     def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""

@@ -1,6 +1,6 @@
 """POST /v1/completions and its /render: text (or token ids) in, text out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from fastapi import Request
@@ -54,18 +54,7 @@ async def complete(body: CompletionRequest, request: Request) -> Response:
     if body.stream:
         return EventStream(stream(job, writer, context), context.config.server.sse_keep_alive_interval)
     outputs = await final_outputs(context, request, job)
-    choices = []
-    for prompt, output in enumerate(outputs):
-        choices += writer.choices(prompt, output)
-    completion = Completion(
-        id=job.id,
-        created=job.created,
-        model=job.model,
-        choices=choices,
-        system_fingerprint=context.system_fingerprint,
-        usage=writer.counter.usage(),
-    )
-    return json_response(completion)
+    return json_response(writer.completion(outputs, context.system_fingerprint))
 
 
 async def admit_completion(context: Context, request: Request, body: CompletionRequest) -> Job:
@@ -125,6 +114,18 @@ class CompletionWriter:
         self._echo_only = echo_only(body)
         self._lengths: dict[int, int] = {}  # of each choice's text so far; a choice not in here has not begun
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}
+
+    def completion(self, outputs: Sequence[RequestOutput], system_fingerprint: str) -> Completion:
+        """The answer whose prompts' last outputs are ``outputs``."""
+        job = self._job
+        return Completion(
+            id=job.id,
+            created=job.created,
+            model=job.model,
+            choices=[choice for prompt, output in enumerate(outputs) for choice in self.choices(prompt, output)],
+            system_fingerprint=system_fingerprint,
+            usage=self.counter.usage(),
+        )
 
     def chunk(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> CompletionChunk:
         job = self._job

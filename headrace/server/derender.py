@@ -16,7 +16,7 @@ from starlette.responses import Response
 from headrace.errors import RequestError
 from headrace.frontend.detokenizer import Detokenizer
 from headrace.server.answers import Reading
-from headrace.server.bodies import Completion, Generated, IdLogprobs, PromptLogprobs, Usage, json_response
+from headrace.server.bodies import Generated, IdLogprobs, PromptLogprobs, Usage, json_response
 from headrace.server.chat import ChatWriter, admit_chat
 from headrace.server.completions import CompletionWriter, admit_completion
 from headrace.server.context import Context, context_of
@@ -78,21 +78,13 @@ async def derender_completion(body: DerenderCompletionRequest, request: Request)
         job = await admit_completion(context, request, completion)
     if len(responses) != len(job.prompts):
         raise RequestError("generate_responses needs an entry for each prompt.", "generate_responses")
-    writer, choices = CompletionWriter(context, completion, job), []
-    for place, generated in enumerate(responses):
-        output = await context.in_thread("Detokenizing", output_of, context, job, place, generated)
-        choices += writer.choices(place, output)
-    usage = writer.counter.usage()
+    outputs = [
+        await context.in_thread("Detokenizing", output_of, context, job, place, generated)
+        for place, generated in enumerate(responses)
+    ]
+    answer = CompletionWriter(context, completion, job).completion(outputs, context.system_fingerprint)
     if body.completion_request is None:
-        usage = counted(usage, sum(body.prompt_tokens or map(prompt_tokens_of, responses)))
-    answer = Completion(
-        id=job.id,
-        created=job.created,
-        model=job.model,
-        choices=choices,
-        system_fingerprint=context.system_fingerprint,
-        usage=usage,
-    )
+        answer.usage = counted(answer.usage, sum(body.prompt_tokens or map(prompt_tokens_of, responses)))
     return json_response(answer)
 
 
