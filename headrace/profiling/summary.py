@@ -90,7 +90,10 @@ def summarize(trace: Trace) -> Summary:
         recorded_us=recorded,
         busy_share=busy_us / recorded if recorded else 1.0,
         kernels=kernels,
-        kinds=[Kind(name, total, total / recorded if recorded else 0.0) for name, total in kinds.items()],
+        kinds=[
+            Kind(name, total, total / recorded if recorded else 0.0)
+            for name, total in sorted(kinds.items(), key=lambda item: -item[1])
+        ],
         host_gaps=host_gaps(by_device, busy, recorded),
     )
 

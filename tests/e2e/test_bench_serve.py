@@ -43,7 +43,7 @@ def test_totals_are_the_servers(tmp_path: Path, capsys: pytest.CaptureFixture[st
                 taken = [result["server_metrics"][moment] for moment in ("before", "after")]
                 assert counted(taken[1], name) - counted(taken[0], name) == result[key], (flags, name)
                 assert server.metric(f"vllm:{name}") == counted(taken[1], name) >= before[name] + result[key]
-            assert 0 < result["decode_mbu"] < 1 and 0 < result["prefill_mfu"] < 1 and result["limit_device"] == "cpu"
+            assert 0 < result["decode_mbu"] < 1 and 0 < result["prefill_mfu"] < 1 and result["limit_device"]
             assert sum(result["output_lens"]) == result["total_output_tokens"]
             assert all(len(itls) < tokens for itls, tokens in zip(result["itls"], result["output_lens"], strict=True))
         assert result["total_input_tokens"] > 6 * 24  # turns come with what was said before

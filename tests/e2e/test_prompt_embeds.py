@@ -101,7 +101,7 @@ def test_a_repetition_penalty_counts_no_stand_ins(llama: tuple[LLM, Any]) -> Non
 
 
 def test_the_server_takes_them() -> None:
-    table = Reference()._model.get_input_embeddings()
+    table = Reference()._model.get_input_embeddings().cpu()
     prompts = ["The capital of France is", "1, 2, 3, 4, 5,"]
     with Server(
         *("--enable-prompt-embeds", "--max-model-len", "256", "--cpu-kv-cache-gb", "0.1", "--dtype", "float32")
