@@ -16,7 +16,7 @@ KEYS_AT_ONCE = 32_768  # of those before the row's own; bounds what is gathered
 
 
 class CudnnPrefill:
-    """Called with one row's queries, where to write, the caches, the row's block table and its tokens in the cache."""
+    """Called with one row's queries, the caches, the row's block table and its number of tokens in the cache."""
 
     def __init__(self, scale: float):
         self.scale = scale
@@ -30,13 +30,12 @@ class CudnnPrefill:
     def __call__(
         self,
         q: torch.Tensor,
-        out: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         table: torch.Tensor,
         context: int,
-    ) -> None:
-        """``q`` and ``out`` [count, H, D], ``table`` int32 [blocks]: the last ``count`` of ``context`` tokens."""
+    ) -> torch.Tensor:
+        """[count, H, D] for ``q`` [count, H, D], the last ``count`` of ``context`` tokens; ``table`` int32 [blocks]."""
         count, block_size = len(q), k_cache.shape[1]
         earlier = context - count
         older = earlier // ROUND * ROUND // block_size * block_size  # seen by every query; the rest is a triangle
@@ -46,7 +45,7 @@ class CudnnPrefill:
         queries = padded(q, front, back)
 
         def keys_and_values(first: int, last: int, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-            blocks = table[first // block_size : -(-last // block_size)]
+            blocks = table[first // block_size : -(-last // block_size)].long()
             k, v = (cache[blocks].flatten(0, 1)[: last - first] for cache in (k_cache, v_cache))
             return padded(k, 0, padding), padded(v, 0, padding)
 
@@ -54,7 +53,7 @@ class CudnnPrefill:
         for first in range(0, older, KEYS_AT_ONCE):
             keys, values = keys_and_values(first, min(first + KEYS_AT_ONCE, older))
             result, sums = join(result, sums, *self._attend(False, queries, keys, values))
-        out.copy_(result[front : front + count])
+        return result[front : front + count]
 
     def _attend(
         self, causal: bool, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

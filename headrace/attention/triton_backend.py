@@ -154,6 +154,8 @@ class TritonBackend:
 
         Rows that decode and rows that prefill take a launch each, for their tiles differ; very long ones go to cuDNN.
         """
+        if self._long is not None and len(batch.counts) == 1 and batch.counts[0] >= LONG:
+            return self._long(q, k_cache, v_cache, batch.block_table[batch.rows[0]], batch.contexts[0])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         operands = (q, k_cache, v_cache, batch, out, sinks, alibi_slopes)
         if batch.num_decodes:
@@ -164,7 +166,7 @@ class TritonBackend:
         ):
             if self._long is not None and count >= LONG:
                 part = slice(start, start + count)
-                self._long(q[part], out[part], k_cache, v_cache, batch.block_table[row], context)
+                out[part] = self._long(q[part], k_cache, v_cache, batch.block_table[row], context)
             else:
                 short = True
             start += count
