@@ -1,5 +1,6 @@
 """``headrace COMMAND …``: finds the command's module, runs it, and turns every error of ours into one line."""
 
+import errno
 import importlib
 import os
 import sys
@@ -37,15 +38,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. An error we foresaw is a line on stderr, never a traceback."""
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run(tokens)
+        code = run(tokens)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except HeadraceError as error:
         sentence = str(error).strip()
         print(f"headrace: error: {sentence}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return SIGINT_EXIT
-    except BrokenPipeError:  # whoever read our output has gone; nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would be tried again at the exit
+        if error.errno == errno.ENOSPC:  # whereas whoever read our output has gone: nothing more can be said
+            print(
+                f"headrace: error: {error.filename or 'The output'} can't be written: the disk is full.",
+                file=sys.stderr,
+            )
         return 1
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -163,6 +164,14 @@ def prompts(*words: str) -> list[str]:
     parser = FlagParser(prog="headrace generate")
     generate.add_arguments(parser)
     return generate.prompts_of(parser.parse(words))
+
+
+def test_output_to_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace", "models"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "headrace: error: The output can't be written: the disk is full.\n")
 
 
 def test_prompts_come_from_arguments_file_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
