@@ -13,7 +13,7 @@ const FIELDS = [
   { name: "repetition_penalty", label: "Repetition penalty", min: 0.05, step: 0.05, neutral: 1 },
   { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, neutral: 0 },
   { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, neutral: 0 },
-  { name: "stop", label: "Stop strings", kind: "text", rows: 2, hint: "One a line, four at most." },
+  { name: "stop", label: "Stop strings", kind: "text", rows: 2, hint: "One a line." },
 ];
 
 /** Draw the form; `changed(name, text)` hears of edits. */
