@@ -157,6 +157,8 @@ class Config:
         server, model = self.server, self.model
         if server.ssl_keyfile and not server.ssl_certfile:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile: name the certificate that belongs to the key.")
+        if any(not key.isascii() or not key.isprintable() or key.strip() != key or not key for key in server.api_key):
+            raise ConfigError("--api-key must be printable ASCII, not empty and without spaces around it.")
         if server.uds and server.host:
             raise ConfigError("--uds and --host exclude each other: leave one of them out.")
         if self.scheduler.long_prefill_token_threshold and not self.scheduler.enable_chunked_prefill:

@@ -95,7 +95,8 @@ class Option:
         return value
 
     def wrong(self, value: Any) -> ConfigError:
-        return ConfigError(f"{self.flag} must be {self.expected()}, got {value!r}.")
+        got = "" if self.facts.secret else f", got {value!r}"
+        return ConfigError(f"{self.flag} must be {self.expected()}{got}.")
 
     def expected(self) -> str:
         """What a value must be, in words."""
@@ -104,7 +105,7 @@ class Option:
             return "one of " + ", ".join(filter(None, facts.choices))
         words = {
             bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a JSON object",
-            list: "a list",
+            list: "a list of texts" if self.item is str else "a list of numbers",
         }[self.kind]  # fmt: skip
         if facts.minimum is not None and facts.maximum is not None:
             words += f" between {facts.minimum:g} and {facts.maximum:g}"

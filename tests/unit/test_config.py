@@ -63,10 +63,12 @@ def test_values(name: str, given: Any, expected: Any) -> None:
         ({"max_model_len": "4q"}, MODEL_LEN + "'4q'."),
         ({"gpu_memory_utilization": "nan"}, "--gpu-memory-utilization must be a number between 0.01 and 1, got nan."),
         ({"hf_overrides": "[1]"}, "--hf-overrides must be a JSON object, got [1]."),
+        ({"api_key": [12345]}, "--api-key must be a list of texts."),
+        ({"api_key": ["good", ""]}, "--api-key must be printable ASCII, not empty and without spaces around it."),
         ({"hf_overrides": "{"}, "--hf-overrides must be a JSON object, got '{'."),
         ({"trust_remote_code": 1}, "--trust-remote-code must be true or false, got 1."),
         ({"tokenizer": 5}, "--tokenizer must be text, got 5."),
-        ({"served_model_name": [1]}, "--served-model-name must be a list, got [1]."),
+        ({"served_model_name": [1]}, "--served-model-name must be a list of texts, got [1]."),
         ({"ssl_keyfile": "k"}, "--ssl-keyfile needs --ssl-certfile: name the certificate that belongs to the key."),
         ({"uds": "s", "host": "h"}, "--uds and --host exclude each other: leave one of them out."),
         (
