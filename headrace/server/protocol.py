@@ -4,7 +4,8 @@ parameters' own classes check sizes and ranges.
 A field that is null counts as not given. Unknown fields are kept: ``refusals`` names those that must not be ignored.
 """
 
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -15,6 +16,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     PlainValidator,
     Tag,
+    model_validator,
 )
 from pydantic_core import CoreSchema
 
@@ -97,6 +99,16 @@ class ModelField(Body):
 
     model_config = ConfigDict(extra="allow")
     model: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, body: Any) -> Any:
+        """Where a field itself takes no null, its default counts."""
+        if not isinstance(body, dict):
+            return body
+        fields = {name: cls.model_fields.get(name) for name, value in body.items() if value is None}
+        strict = {name for name, field in fields.items() if field and NoneType not in get_args(field.annotation)}
+        return {name: value for name, value in body.items() if name not in strict}
 
 
 class StreamFields(ModelField):

@@ -30,6 +30,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "web_search_options": (None, LATER),
     "prediction": (None, LATER),
     "truncation_side": ("left", "Prompts are truncated on the left only; leave `truncation_side` out."),
+    "max_tokens_per_query": (None, "`truncate_prompt_tokens` cuts a query and its document together, not each alone."),
+    "max_tokens_per_doc": (None, "`truncate_prompt_tokens` cuts a query and its document together, not each alone."),
     "stream_interval": (1, "`stream_interval` is an option of the server (--stream-interval), not of a request."),
     "repetition_detection": (None, LATER),
     "logprob_token_ids": (None, LATER),

@@ -52,6 +52,8 @@ async def generative_scoring(body: GenerativeScoringRequest, request: Request) -
     if len(body.items) * len(body.label_token_ids) > MAX_N:
         raise RequestError(f"Items × labels is more than {MAX_N} sequences.", "items")
     labels = list(dict.fromkeys(body.label_token_ids))
+    if max(labels) >= (size := context.engine.info.vocab_size):
+        raise RequestError(f"label_token_ids has {max(labels)}; the vocabulary has 0 to {size - 1}.", "label_token_ids")
     params = SamplingParams(max_tokens=1, logprobs=0, detokenize=False)
     params = checked(body, context.config, params, OutputKind.FINAL_ONLY)
     for text in (body.query, *body.items):

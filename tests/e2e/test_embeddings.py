@@ -126,7 +126,9 @@ def test_one_route_for_all(server: Server) -> None:
         ("/v1/embeddings", {"input": "x " * 300, "truncate_prompt_tokens": -1}, None),
         ("/v1/embeddings", {"input": [[30522]]}, "token id 30522"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "one query"),
+        ("/v1/embeddings", {"input": "x", "encoding_format": None, "dimensions": None}, None),
         ("/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/rerank", {"query": "a", "documents": ["b"], "max_tokens_per_doc": 9}, "together"),
         ("/pooling", {"input": "x", "task": "nothing"}, "task must be"),
     ],
 )

@@ -103,6 +103,7 @@ async def test_bad_lines_are_answered_with_what_is_wrong_and_hold_nobody_up(tmp_
         (request("far", "http://example.com/v1/chat/completions"), "url", "must be one of /"),
         ({**request("body"), "body": "text"}, "body", "must be a JSON object"),
         (request("stream", stream=True), "stream", "no streams"),
+        (request("background", background=True), "background", "waits"),
         (request("long", pad="x" * LIMIT), None, "longer than the 10,000 bytes"),
         (request("value", temperature=-1), "temperature", "temperature must be"),
         (request("model", model="other"), "model", "does not exist"),

@@ -401,7 +401,7 @@ CALL = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"max_tokens": None}, "max_tokens is invalid"),
+        ({"max_tokens": None}, "max_tokens is required"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"messages": []}, "messages is invalid"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, r"messages\.0\.content\.0 is .*server takes text"),

@@ -263,6 +263,7 @@ async def test_items_are_scored_by_the_labels_probabilities() -> None:
         ({}, {"items": []}, "items"),
         ({}, {"label_token_ids": []}, "label_token_ids"),
         ({}, {"label_token_ids": [-1]}, "label_token_ids"),
+        ({}, {"label_token_ids": [1, 256]}, "label_token_ids"),
         ({}, {"items": ["a", [1]]}, "items"),
         ({}, {"items": ["a"] * 1024, "label_token_ids": list(range(100))}, "items"),
         ({}, {"stream": True}, "stream"),

@@ -41,6 +41,7 @@ class Envelope(msgspec.Struct):
 
 class BodyStart(msgspec.Struct):
     stream: Any = None
+    background: Any = None
 
 
 class CustomId(msgspec.Struct):
@@ -111,6 +112,8 @@ def fault_of(found: Envelope, urls: frozenset[str]) -> tuple[str, str | None] | 
         start = msgspec.json.decode(found.body, type=BodyStart)
     except msgspec.MsgspecError:
         return "Its body must be a JSON object", "body"
+    if start.background:
+        return "A batch waits for each answer: leave background out of its body", "background"
     return ("A batch has no streams: leave stream out of its body", "stream") if start.stream else None
 
 
