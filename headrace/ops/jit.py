@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
@@ -45,7 +45,12 @@ def early(device: torch.device) -> dict[str, bool]:
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Within it kernels are compiled, many at a time, where else they would run; so what they'd write isn't written."""
+    from triton.runtime.errors import OutOfResources
+
     run, parse, parsing = JITFunction.run, ast.parse, threading.Lock()
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))
+    submit = pool.submit
+    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
 
     def parse_alone(*args: Any, **options: Any) -> ast.AST:
         with parsing:  # CPython 3.11 raises SystemError if two threads build syntax trees at a time
@@ -54,9 +59,18 @@ def compiling() -> Iterator[None]:
     def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> Any:
         return run(kernel, *args, warmup=True, **options)
 
+    def compile_and_load(compile_kernel: Callable[[], Any]) -> Any:
+        kernel = compile_kernel()
+        if device is not None:
+            torch.accelerator.set_device_index(device)  # this thread's
+            with contextlib.suppress(OutOfResources):  # whoever launches it is told
+                _ = kernel.run  # a C library for each signature, built here or else at the first launch
+        return kernel
+
     with (
         mock.patch.object(ast, "parse", parse_alone),  # the first, as leaving the next two awaits the compilers
-        ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool,
+        pool,
+        mock.patch.object(pool, "submit", lambda compile_kernel: submit(compile_and_load, compile_kernel)),
         AsyncCompileMode(pool),
         mock.patch.object(JITFunction, "run", compile_only),
     ):

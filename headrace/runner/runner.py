@@ -43,7 +43,8 @@ from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLo
 
 logger = logging.getLogger(__name__)
 
-KINDS_OF_STEPS = *((size, False) for size in (1, 2, 16, 32, 64)), (256, True)  # tokens, some rows prefill
+# Tokens, and whether some rows prefill. The kernels that take longest to compile come first.
+KINDS_OF_STEPS = (256, True), *((size, False) for size in (64, 32, 16, 2, 1))
 PROMPT_LOGITS_AT_ONCE = 256  # positions whose whole-vocabulary logits are held at a time for prompt_logprobs
 
 
