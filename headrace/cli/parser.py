@@ -208,8 +208,8 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def engine_options_from(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same for a command without a server, whom what the environment says of one doesn't concern."""
-    options = options_from(arguments)
-    return {name: value for name, value in options.items() if name not in ("api_key", "server_dev_mode")}
+    options, servers = options_from(arguments), ("api_key", "server_dev_mode", "uvicorn_log_level")
+    return {name: value for name, value in options.items() if name not in servers}
 
 
 def config_from(arguments: argparse.Namespace) -> Config:
@@ -227,6 +227,8 @@ def environment() -> dict[str, Any]:
         values["allow_long_max_model_len"] = True
     if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
         values["server_dev_mode"] = True
+    if level := os.environ.get("VLLM_LOGGING_LEVEL"):
+        values["uvicorn_log_level"] = level.lower()
     if directory := os.environ.get("VLLM_TORCH_PROFILER_DIR"):
         values["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": directory}
     if settings := os.environ.get("HEADRACE_PROFILER_CONFIG"):  # set by `headrace profile` for its command

@@ -19,7 +19,8 @@ command line `--max-model-len 8192`, in Python `LLM(max_model_len=8192)`, in a `
 - A list takes several words or JSON: `--served-model-name a b`, `--allowed-origins '["*"]'`.
 - JSON may be dotted: `--hf-overrides.rope_theta 10000` is `--hf-overrides '{"rope_theta": 10000}'`.
 - `--config FILE.yaml` reads flags from a file; those on the command line win.
-- `HEADRACE_API_KEY` (or `VLLM_API_KEY`) in the environment stands in for `--api-key`.
+- `HEADRACE_API_KEY` (or `VLLM_API_KEY`) in the environment stands in for `--api-key`, `VLLM_LOGGING_LEVEL` for
+  `--uvicorn-log-level`.
 
 "Needs …" marks what a later version brings: any value but the default (or those named neutral) is refused with one
 sentence. "No effect" marks settings of machinery that does not exist here: they are accepted, and the log says so.

@@ -112,6 +112,7 @@ def test_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_API_KEY", "new")
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     config = configure("--config", str(file), "--port", "2", "--served-model-name", "c")
     assert config.non_default() == {
         "model": "from-file",
@@ -119,6 +120,7 @@ def test_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "max_model_len": 40_000,
         "allow_long_max_model_len": True,
         "server_dev_mode": True,
+        "uvicorn_log_level": "debug",
         "enable_prefix_caching": False,
         "served_model_name": ["c"],
         "hf_overrides": {"x": 1},
