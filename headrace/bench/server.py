@@ -195,4 +195,4 @@ def health(url: str) -> int | None:
 
 
 def tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]) or "(it said nothing)"

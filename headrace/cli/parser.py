@@ -60,6 +60,7 @@ class FlagParser(argparse.ArgumentParser):
         if self.takes_command and "--" in tokens:
             place = tokens.index("--")
             tokens, command = tokens[:place], tokens[place + 1 :]
+        tokens = ["--help" if token.startswith("--help=") else token for token in tokens]  # vLLM's shows a part of it
         parsed, unknown = self.parse_known_args(normalize(tokens))
         if unknown:
             flag = unknown[0].partition("=")[0]

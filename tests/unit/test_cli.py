@@ -153,7 +153,12 @@ def test_every_command_has_help(group: Group, capsys: pytest.CaptureFixture[str]
     overview = capsys.readouterr().out
     for command, purpose in group.commands.items():
         assert purpose in overview
-        for words in ([*before, command, "--help"], [*before, "help", command], ["help", *before, command]):
+        for words in (
+            [*before, command, "--help"],
+            [*before, "help", command],
+            ["help", *before, command],
+            [*before, command, "--help=all"],
+        ):
             with contextlib.suppress(SystemExit):
                 main(words)
             assert capsys.readouterr().out.startswith(f"usage: {group.prog} {command}")

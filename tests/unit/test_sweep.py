@@ -243,6 +243,7 @@ def test_what_a_command_prints_is_kept_and_shown(tmp_path: Path, capfd: pytest.C
         (["--base-url", "http://x", "--serve-params", "x"], "--serve-params needs --serve-cmd"),
         (["--base-url", "http://x", "--bench-params", "none.json"], "--bench-params none.json can't be read"),
         (["--serve-cmd", "headrace serve --port 0"], "give it a port"),
+        (["--serve-cmd", ""], "--serve-cmd names no command."),
         (["--base-url", "http://x", "--resume"], "--resume needs -e"),
         (["--base-url", "http://x", "--rates", "0,1"], "'0' is no number above 0"),
     ],

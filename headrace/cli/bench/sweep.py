@@ -92,7 +92,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     if arguments.slo:
         goals = parse_slo(arguments.slo)
         search = Search(goals, arguments.slo_start, arguments.slo_precision, arguments.slo_seconds)
-    serve = words_of(arguments.serve_cmd, "--serve-cmd") if arguments.serve_cmd else None
+    serve = None if arguments.serve_cmd is None else words_of(arguments.serve_cmd, "--serve-cmd")
     after = arguments.after_bench_cmd
     return Plan(
         folder=Path(arguments.output_dir) / (arguments.experiment_name or datetime.now().strftime("%Y%m%d_%H%M%S")),
