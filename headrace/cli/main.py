@@ -65,7 +65,7 @@ def run(tokens: list[str], group: Group = HEADRACE) -> int:
     if tokens[:1] == ["help"] and len(tokens) > 1:
         tokens = [*tokens[1:], "--help"]
     name = tokens[0] if tokens else "--help"
-    if name in ("-h", "--help", "help"):
+    if name in ("-h", "--help", "help") or name.startswith("--help="):
         print(overview(group))
         return 0
     if name in ("-v", "-V", "--version"):
