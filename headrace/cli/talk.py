@@ -94,12 +94,10 @@ class Local:
     """A model in an engine of our own."""
 
     def __init__(self, options: dict[str, Any], sampling: dict[str, Any]):
-        from headrace.frontend.chat import load_chat_template
         from headrace.frontend.llm import LLM
         from headrace.types import SamplingParams
 
         self._llm = LLM(**options)
-        self._template = load_chat_template(self._llm.config.frontend.chat_template)
         self._params = SamplingParams(**({"max_tokens": None} | self._llm.info.default_sampling | sampling))
 
     def close(self) -> None:
@@ -113,7 +111,7 @@ class Local:
         from headrace.frontend.parsers.parser import Parser
 
         prompt = self.render(messages)
-        ids, format = self._llm.tokenizer.encode(prompt, False), self._llm.reasoning_format
+        ids, format = self._llm.tokenizer.encode(prompt, False), self._llm.door.formats.reasoning
         if format is None:
             yield from self._stream(ids)
             return
@@ -129,7 +127,7 @@ class Local:
         return render_chat(
             self._llm.tokenizer,
             messages,
-            chat_template=self._template,
+            chat_template=self._llm.door.chat_template,
             content_format=frontend.chat_template_content_format,
             template_kwargs=frontend.default_chat_template_kwargs,
         )

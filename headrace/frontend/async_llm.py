@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from headrace.config import Config
@@ -23,7 +24,7 @@ from headrace.errors import (
     ShuttingDownError,
 )
 from headrace.frontend.beam import new_track
-from headrace.frontend.door import Door, Prompt, load_tokenizer
+from headrace.frontend.door import Admitted, Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar_async
 from headrace.frontend.observer import Observer
 from headrace.frontend.pooling import PoolingTrack
@@ -32,7 +33,6 @@ from headrace.frontend.tracker import Track, Tracker
 from headrace.models import source
 from headrace.types import (
     Abort,
-    EngineInfo,
     Outputs,
     PoolingParams,
     PoolingRequestOutput,
@@ -74,9 +74,10 @@ class AsyncLLM:
 
     def __init__(self, config: Config, served_names: list[str], engine: EngineProcess, door: Door):
         self.config, self.served_names = config, served_names
-        self.info: EngineInfo = door.info
-        self._engine, self._door = engine, door
-        self._tracker = Tracker()
+        self.door, self.info = door, door.info
+        self._engine = engine
+        self.observers: list[Observer] = []
+        self._tracker = Tracker(self.observers)
         self._news: dict[str, Bell] = {}  # by request id: rings when there is something to give
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, "tokenizer")
         self._stats = Stats()
@@ -116,17 +117,7 @@ class AsyncLLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        if self._door.tokenizer is None:
-            raise RequestError("This needs a tokenizer, and --skip-tokenizer-init left it out.")
-        return self._door.tokenizer
-
-    @property
-    def observers(self) -> list[Observer]:
-        return self._tracker.observers
-
-    @observers.setter
-    def observers(self, observers: list[Observer]) -> None:
-        self._tracker.observers = observers
+        return self.door.needed_tokenizer()
 
     @property
     def num_unfinished(self) -> int:
@@ -138,19 +129,18 @@ class AsyncLLM:
         params: SamplingParams,
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
-    ) -> list[int]:
+    ) -> Admitted:
         """Tokenize a prompt and make every check; nothing is queued. Raises what ``generate`` would."""
         self._check_open()
-        if (grammar := self._door.grammar(params)) is not None:
-            await check_grammar_async(grammar)
+        arguments = (prompt, params, add_special_tokens, truncate_prompt_tokens)
         if isinstance(prompt, list):
-            token_ids = self._door.admit(prompt, params, add_special_tokens, truncate_prompt_tokens)
+            admitted = self.door.admit(*arguments)
         else:
-            loop = asyncio.get_running_loop()
-            arguments = (prompt, params, add_special_tokens, truncate_prompt_tokens)
-            token_ids = await loop.run_in_executor(self._threads, self._door.admit, *arguments)
-        self._check_queue(len(token_ids))
-        return token_ids
+            admitted = await asyncio.get_running_loop().run_in_executor(self._threads, self.door.admit, *arguments)
+        if admitted.grammar is not None:
+            await check_grammar_async(admitted.grammar)
+        self._check_queue(len(admitted.token_ids))
+        return admitted
 
     async def generate(
         self,
@@ -168,82 +158,79 @@ class AsyncLLM:
         Raises ``RequestError``, ``QueueFullError`` or ``ShuttingDownError`` before anything is queued, and
         ``EngineDeadError`` if the engine dies.
         """
-        token_ids = await self.prepare(prompt, sampling_params, add_special_tokens, truncate_prompt_tokens)
-        request_id = request_id or uuid.uuid4().hex
-        if request_id in self._tracker.tracks:
-            raise RequestError(f"The request id {request_id} is in use.", "request_id")
-        track = new_track(request_id, self._door, prompt, token_ids, sampling_params)
-        self._tracker.add(track)
-        news = self._news[request_id] = Bell()
-        try:
-            await self._submit(track, priority, cache_salt)
-            while True:
-                await news.heard()
-                if self._death is not None and not track.finished:
-                    raise self._end_error()
-                if track.error is not None:
-                    raise RequestError(track.error, "structured_outputs")
+        admitted = await self.prepare(prompt, sampling_params, add_special_tokens, truncate_prompt_tokens)
+        async with aclosing(self.run(admitted, request_id, priority=priority, cache_salt=cache_salt)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def run(
+        self, admitted: Admitted, request_id: str | None = None, *, priority: int = 0, cache_salt: str | None = None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of what ``prepare`` has admitted, as ``generate`` gives them."""
+        self._check_open()
+        self._check_queue(len(admitted.token_ids))
+        track = new_track(request_id or uuid.uuid4().hex, admitted, self.door, priority, cache_salt)
+        async with self._under_way(track) as news:
+            while not track.finished:
+                await self._heard(track, news)
                 output = track.output(self.config.frontend.stream_interval)
                 if output is not None:
                     yield output
-                if track.finished:
-                    return
-        finally:
-            del self._news[request_id]
-            if self._tracker.tracks.get(request_id) is track:
-                await self._abort_now(request_id)
 
     async def prepare_pooling(
         self, prompts: Sequence[Prompt | tuple[str, str]], params: PoolingParams, add_special_tokens: bool = True
-    ) -> list[tuple[list[int], PoolingParams]]:
+    ) -> list[Admitted]:
         """Tokenize prompts, or pairs of texts, and make every check; nothing is queued."""
         self._check_open()
 
-        def admitted() -> list[tuple[list[int], PoolingParams]]:
-            return [self._door.admit_pooling(prompt, params, add_special_tokens) for prompt in prompts]
+        def admit_all() -> list[Admitted]:
+            return [self.door.admit_pooling(prompt, params, add_special_tokens) for prompt in prompts]
 
-        ready = await asyncio.get_running_loop().run_in_executor(self._threads, admitted)
-        self._check_queue(sum(len(token_ids) for token_ids, _ in ready))
+        ready = await asyncio.get_running_loop().run_in_executor(self._threads, admit_all)
+        self._check_queue(sum(len(admitted.token_ids) for admitted in ready))
         return ready
 
     async def pool(
-        self,
-        token_ids: list[int],
-        params: PoolingParams,
-        request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
+        self, admitted: Admitted, request_id: str | None = None, *, priority: int = 0, cache_salt: str | None = None
     ) -> PoolingRequestOutput:
-        """Compute what ``prepare_pooling`` has prepared. Raises ``EngineDeadError`` if the engine dies meanwhile."""
-        request_id = request_id or uuid.uuid4().hex
-        if request_id in self._tracker.tracks:
-            raise RequestError(f"The request id {request_id} is in use.", "request_id")
-        track = PoolingTrack(request_id, None, token_ids, params)
-        self._tracker.add(track)
-        news = self._news[request_id] = Bell()
-        try:
-            await self._submit(track, priority, cache_salt)
+        """Compute what ``prepare_pooling`` has admitted. Raises ``EngineDeadError`` if the engine dies meanwhile."""
+        track = PoolingTrack(request_id or uuid.uuid4().hex, admitted, self.door, priority, cache_salt)
+        async with self._under_way(track) as news:
             while not track.finished:
-                await news.heard()
-                if self._death is not None and not track.finished:
-                    raise self._end_error()
-            return track.result()
-        finally:
-            del self._news[request_id]
-            if self._tracker.tracks.get(request_id) is track:
-                await self._abort_now(request_id)
+                await self._heard(track, news)
+        return track.result()
 
     async def encode(
         self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
-        [(token_ids, params)] = await self.prepare_pooling([prompt], pooling_params or PoolingParams())
-        yield await self.pool(token_ids, params, request_id)
+        [admitted] = await self.prepare_pooling([prompt], pooling_params or PoolingParams())
+        yield await self.pool(admitted, request_id)
 
-    async def _submit(self, track: Track, priority: int, cache_salt: str | None) -> None:
-        for submit in track.submits(self.info.eos_token_ids, priority, cache_salt):
-            await self._engine.send(submit)
+    @asynccontextmanager
+    async def _under_way(self, track: Track) -> AsyncGenerator[Bell, None]:
+        """Submit a request; who leaves before its end aborts it. The bell rings when there is something to give."""
+        request_id = track.request_id
+        if request_id in self._tracker.tracks:
+            raise RequestError(f"The request id {request_id} is in use.", "request_id")
+        self._tracker.add(track)
+        news = self._news[request_id] = Bell()
+        try:
+            for submit in track.submits():
+                await self._engine.send(submit)
+            yield news
+        finally:
+            del self._news[request_id]
+            if self._tracker.tracks.get(request_id) is track:
+                await self._abort_now(request_id)
+
+    async def _heard(self, track: Track, news: Bell) -> None:
+        """Wait for a request's news. Raises whatever ended it too early."""
+        await news.heard()
+        if self._death is not None and not track.finished:
+            raise self._end_error()
+        if track.error is not None:
+            raise RequestError(track.error, "structured_outputs")
 
     async def abort(self, request_ids: list[str] | str) -> None:
         """End requests; their generators give what there is, with finish reason abort."""
@@ -294,7 +281,7 @@ class AsyncLLM:
         if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs + self._num_admitted():
             over = "max_num_queued_reqs"
         elif limits.max_num_queued_tokens is not None:
-            queued = sum(len(track.prompt_token_ids) for track in waiting)
+            queued = sum(len(track.admitted.token_ids) for track in waiting)
             if queued + num_tokens > limits.max_num_queued_tokens:
                 over = "max_num_queued_tokens"
         if over:

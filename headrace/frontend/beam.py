@@ -5,18 +5,16 @@ its likeliest alternatives; all but the ends of their prompts are in the prefix 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from heapq import nlargest
 from itertools import islice
 
 import msgspec
 
-from headrace.frontend.door import Door, Prompt
+from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Sequence, Track
 from headrace.types import (
-    EngineInfo,
     FinishReason,
     OutputKind,
     PositionLogprobs,
@@ -70,15 +68,13 @@ class BeamSearchOutput:
     sequences: list[BeamSearchSequence]
 
 
-def new_track(request_id: str, door: Door, prompt: Prompt, token_ids: list[int], params: SamplingParams) -> Track:
-    """The request for a prompt that ``door`` has admitted as ``token_ids``."""
-    arguments = (request_id, door.text_of(prompt), token_ids, params, door.tokenizer)
-    if params.use_beam_search:
-        return BeamTrack(*arguments, door.info)
-    kind = BestTrack if params.best_of else Track
-    track = kind(*arguments, door.grammar(params), door.thinking(params, token_ids))
-    track.embeds = door.embeds_of(prompt)
-    return track
+def new_track(
+    request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
+) -> Track:
+    """The request for a prompt that ``door`` has admitted, to be generated from."""
+    params = admitted.params
+    kind = BeamTrack if params.use_beam_search else BestTrack if params.best_of else Track
+    return kind(request_id, admitted, door, priority, cache_salt)
 
 
 class BestTrack(Track):
@@ -116,23 +112,17 @@ class BeamTrack(BestTrack):
     """
 
     def __init__(
-        self,
-        request_id: str,
-        prompt: str | None,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer | None,
-        info: EngineInfo,
+        self, request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
     ):
-        self._tokenizer = tokenizer if params.detokenize else None
-        self._max_tokens = params.max_tokens or info.max_model_len - len(prompt_token_ids)
+        params, info = admitted.params, door.info
+        self._max_tokens = params.max_tokens or info.max_model_len - len(admitted.token_ids)
         self._width = params.num_sequences
         self._ends = frozenset([*params.stop_token_ids, *([] if params.ignore_eos else info.eos_token_ids)])
         self._most_logprobs = info.vocab_size
         self._found: list[Sequence] = []
         self._step = 0
         self._following: dict[int, PositionLogprobs] = {}  # by beam: the tokens that may follow it
-        super().__init__(request_id, prompt, prompt_token_ids, params, None)
+        super().__init__(request_id, admitted, door, priority, cache_salt)
 
     def generating(self, wanted: SamplingParams) -> SamplingParams:
         """Those of one step of one beam: of its likeliest tokens some may end it, and as many as are kept must not."""
@@ -146,10 +136,6 @@ class BeamTrack(BestTrack):
             detokenize=False,
             output_kind=OutputKind.FINAL_ONLY,
         )
-
-    def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
-        self._submit = partial(super().submits, eos_token_ids, priority, cache_salt)
-        return self._submit()
 
     def take(self, index: int, delta: TokenDelta, now: float, observers: list[Observer]) -> bool:
         if self._step:
@@ -170,9 +156,9 @@ class BeamTrack(BestTrack):
             return []
         self._step += 1
         self.params = self.params.clone(prompt_logprobs=None)
-        submits = self._submit()
+        submits = self.submits()
         for submit, beam in zip(submits, self.sequences, strict=True):
-            submit.prompt_token_ids = self.prompt_token_ids + beam.token_ids
+            submit.prompt_token_ids = self.admitted.token_ids + beam.token_ids
         return submits
 
     def _advance(self) -> None:
@@ -224,7 +210,7 @@ class BeamTrack(BestTrack):
     def output(self, stream_interval: int = 1) -> RequestOutput | None:
         if not self.finished:
             return None
-        self.tokenizer = self._tokenizer
+        self.tokenizer = self.door.tokenizer if self.wanted.detokenize else None
         for sequence in self.sequences:
             self._write_out(sequence)
         return super().output()
@@ -232,8 +218,8 @@ class BeamTrack(BestTrack):
     def _write_out(self, sequence: Sequence) -> None:
         """Give a found sequence its text, and of the logprobs those that were asked for, under their tokens' names."""
         wanted = self.wanted
-        if self._tokenizer is not None:
-            sequence.detokenizer = self._detokenizer(self._tokenizer, wanted)
+        if self.tokenizer is not None:
+            sequence.detokenizer = self._detokenizer(self.tokenizer, wanted)
             ends = sequence.finish_reason is FinishReason.STOP and not wanted.include_stop_str_in_output
             sequence.detokenizer.add(sequence.token_ids, ends=ends)
         if wanted.logprobs is None or sequence.logprobs is None:

@@ -3,6 +3,7 @@
 Owns no requests: what passes here may be queued. Knows the tokenizer and the model's limits; knows no HTTP.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,7 +17,6 @@ from headrace.frontend.embeds import taken
 from headrace.frontend.grammar import grammar_of
 from headrace.frontend.parsers.choose import choose_formats, place_of
 from headrace.frontend.parsers.marks import Marks
-from headrace.frontend.pooling import settled
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import (
     check_embeds_enabled,
@@ -26,25 +26,43 @@ from headrace.frontend.validation import (
     check_pooled_prompt,
     check_prompt,
     check_text,
+    settled,
 )
 from headrace.models.source import ModelFiles
-from headrace.types import Embeds, EngineInfo, PoolingParams, SamplingParams, Thinking
+from headrace.types import Embeds, EngineInfo, OutputKind, PoolingParams, SamplingParams, Thinking
 
 # A text, its token ids, or {"prompt": …}, {"prompt_token_ids": …} or {"prompt_embeds": a tensor [tokens, dim]}.
 Prompt = str | list[int] | dict[str, Any]
+POOLED = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False, output_kind=OutputKind.FINAL_ONLY)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A prompt that has passed every check, and what its sequences are to be generated (or pooled) by."""
+
+    text: str | None  # of the prompt, if it came so
+    token_ids: list[int]
+    params: SamplingParams
+    grammar: str | None = None  # in the engine's notation; whether it compiles in time is checked apart
+    thinking: Thinking | None = None
+    embeds: Embeds | None = None  # the prompt, if it came so
+    pooling: PoolingParams | None = None
 
 
 class Door:
-    """Turns prompts into token ids that the engine may be given."""
+    """Turns prompts into token ids that the engine may be given.
+
+    ``chat_template``: the text of the one that stands in for the model's own. ``formats`` and ``marks``: how answers
+    show tool calls and reasoning.
+    """
 
     def __init__(self, config: Config, info: EngineInfo, tokenizer: Tokenizer | None):
         self.config, self.info, self.tokenizer = config, info, tokenizer
         processors = [load_class("--logits-processors", path) for path in config.model.logits_processors]
-        self._structured = structured_settings(config.frontend.structured_outputs_config)
         self._validators = [processor.validate_params for processor in processors]
-        self.formats = choose_formats(
-            config, load_chat_template(config.frontend.chat_template) or own_template(tokenizer)
-        )
+        self.structured = structured_settings(config.frontend.structured_outputs_config)
+        self.chat_template = load_chat_template(config.frontend.chat_template)
+        self.formats = choose_formats(config, self.chat_template or own_template(tokenizer))
         reasoning = self.formats.reasoning
         self.marks = Marks(reasoning, tokenizer) if tokenizer and reasoning else None
 
@@ -54,12 +72,12 @@ class Door:
         params: SamplingParams,
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
-    ) -> list[int]:
-        """The prompt's token ids. Raises ``RequestError`` if it, or ``params`` with it, can't be served."""
+    ) -> Admitted:
+        """Raises ``RequestError`` if the prompt, or ``params`` with it, can't be served."""
         check_generates(self.info)
         if truncate_prompt_tokens is None:
             self._check_text(prompt, "input_tokens")
-        if (embeds := self.embeds_of(prompt)) is not None:
+        if (embeds := self._embeds_of(prompt)) is not None:
             check_embeds_params(params, truncate_prompt_tokens)
             token_ids = [0] * (len(embeds.data) // (4 * self.info.hidden_size))  # there are no ids: so many positions
         else:
@@ -69,17 +87,23 @@ class Door:
             token_ids = token_ids[-keep:] if keep > 0 else []
         check_prompt(token_ids, self.info)
         check_params(params, len(token_ids), self.config, self.info)
-        if self.tokenizer is None and (params.stop or params.bad_words):
-            raise RequestError("stop and bad_words need a tokenizer, and --skip-tokenizer-init left it out.", "stop")
-        self.thinking(params, token_ids)
+        if params.stop or params.bad_words:
+            self.needed_tokenizer("stop and bad_words need", "stop")
         for validate in self._validators:
             try:
                 validate(params)
             except ValueError as error:
                 raise RequestError(str(error), "vllm_xargs") from error
-        return token_ids
+        grammar, thinking = self._grammar(params), self._thinking(params, token_ids)
+        return Admitted(self._text_of(prompt), token_ids, params, grammar, thinking, embeds)
 
-    def embeds_of(self, prompt: Prompt) -> Embeds | None:
+    def needed_tokenizer(self, who: str = "This needs", param: str | None = None) -> Tokenizer:
+        """The tokenizer. Raises ``RequestError``, which begins with ``who``, if there is none."""
+        if self.tokenizer is None:
+            raise RequestError(f"{who} a tokenizer, and --skip-tokenizer-init left it out.", param)
+        return self.tokenizer
+
+    def _embeds_of(self, prompt: Prompt) -> Embeds | None:
         """The prompt as embeddings, if that is how it came. Raises ``RequestError`` if they can't be a prompt."""
         if not isinstance(prompt, dict) or "prompt_embeds" not in prompt:
             return None
@@ -88,15 +112,12 @@ class Door:
         check_embeds_enabled(self.config)
         return taken(prompt["prompt_embeds"], self.info)
 
-    def grammar(self, params: SamplingParams) -> str | None:
+    def _grammar(self, params: SamplingParams) -> str | None:
         """The grammar that the output must match, in the engine's notation. Raises ``RequestError``."""
-        wanted, settings = params.structured_outputs, self._structured
+        wanted, settings = params.structured_outputs, self.structured
         if wanted is None:
             return None
-        if self.tokenizer is None:
-            raise RequestError(
-                "Structured outputs need a tokenizer, and --skip-tokenizer-init left it out.", "structured_outputs"
-            )
+        self.needed_tokenizer("Structured outputs need", "structured_outputs")
         compact = wanted.disable_any_whitespace or settings.disable_any_whitespace
         closed = wanted.disable_additional_properties or settings.disable_additional_properties
         return grammar_of(replace(wanted, disable_any_whitespace=compact, disable_additional_properties=closed))
@@ -107,7 +128,7 @@ class Door:
             return params
         return params.clone(reasoning=place_of(self.marks.format, prompt, continued))
 
-    def thinking(self, params: SamplingParams, prompt: list[int]) -> Thinking | None:
+    def _thinking(self, params: SamplingParams, prompt: list[int]) -> Thinking | None:
         """How the engine is to follow the reasoning of an answer, if it has to. Raises ``RequestError``."""
         budget = None if params.thinking_token_budget == -1 else params.thinking_token_budget
         binds = params.structured_outputs is not None
@@ -116,7 +137,7 @@ class Door:
                 "thinking_token_budget needs a model whose reasoning can be told: --reasoning-parser names its format.",
                 "thinking_token_budget",
             )
-        if binds and self._structured.enable_in_reasoning:
+        if binds and self.structured.enable_in_reasoning:
             if budget is not None:
                 message = "thinking_token_budget can't be kept here: structured outputs hold for reasoning, too."
                 raise RequestError(message, "thinking_token_budget")
@@ -127,10 +148,10 @@ class Door:
 
     def admit_pooling(
         self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True
-    ) -> tuple[list[int], PoolingParams]:
-        """The token ids of a prompt (maybe of a pair of texts), and ``params`` with all that was left open.
+    ) -> Admitted:
+        """A prompt (maybe a pair of texts) to be pooled. Texts are cut at their end, special tokens stay.
 
-        Texts are cut at their end, special tokens stay. Raises ``RequestError`` if they can't be served.
+        Raises ``RequestError`` if it, or ``params`` with it, can't be served.
         """
         params = settled(params, self.info)
         add_special_tokens = add_special_tokens and self.info.pair_template is None  # which is complete in itself
@@ -138,8 +159,7 @@ class Door:
             for part in prompt if isinstance(prompt, tuple) else (prompt,):
                 self._check_text(part, "input")
         if isinstance(prompt, tuple):
-            token_ids, second = self._needed_tokenizer().encode_pair(*prompt)
-            params.second_segment = second
+            token_ids, params.second_segment = self._text_tokenizer().encode_pair(*prompt)
         else:
             token_ids = self._token_ids(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:
@@ -148,16 +168,16 @@ class Door:
                 closing = min(self._num_closing(prompt, add_special_tokens), most)
                 token_ids = token_ids[: most - closing] + token_ids[len(token_ids) - closing :]
         check_pooled_prompt(token_ids, self.info)
-        return token_ids, params
+        return Admitted(None, token_ids, POOLED, pooling=params)
 
-    def text_of(self, prompt: Prompt) -> str | None:
+    def _text_of(self, prompt: Prompt) -> str | None:
         """The prompt as text, if that is how it came."""
         if isinstance(prompt, dict):
             prompt = prompt.get("prompt", [])
         return prompt if isinstance(prompt, str) else None
 
     def _check_text(self, prompt: Prompt, param: str) -> None:
-        if (text := self.text_of(prompt)) is not None and self.tokenizer is not None:
+        if (text := self._text_of(prompt)) is not None and self.tokenizer is not None:
             check_text(text, self.tokenizer.longest_token, self.info, param)
 
     def _token_ids(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
@@ -169,24 +189,22 @@ class Door:
                 )
             prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
         if isinstance(prompt, str):
-            return self._needed_tokenizer().encode(prompt, add_special_tokens)
+            return self._text_tokenizer().encode(prompt, add_special_tokens)
         if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
             raise RequestError("A prompt is a text or a list of token ids.", "prompt")
         return prompt
 
     def _num_closing(self, prompt: Prompt | tuple[str, str], add_special_tokens: bool) -> int:
         """How many tokens at a prompt's end are none of its text, and stay when it is cut."""
-        if not isinstance(prompt, tuple) and self.text_of(prompt) is None:
+        if not isinstance(prompt, tuple) and self._text_of(prompt) is None:
             return 0
         if self.info.pair_template is not None:
             closing = self.info.pair_template.rpartition("{document}")[2]
-            return len(self._needed_tokenizer().encode(closing, add_special_tokens=False))
-        return self._needed_tokenizer().num_closing if add_special_tokens else 0
+            return len(self._text_tokenizer().encode(closing, add_special_tokens=False))
+        return self._text_tokenizer().num_closing if add_special_tokens else 0
 
-    def _needed_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise RequestError("Text prompts need a tokenizer, and --skip-tokenizer-init left it out.", "prompt")
-        return self.tokenizer
+    def _text_tokenizer(self) -> Tokenizer:
+        return self.needed_tokenizer("Text prompts need", "prompt")
 
 
 def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:

@@ -14,10 +14,9 @@ from headrace.engine.core import Engine
 from headrace.engine.threads import wait_briefly
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by, new_track
-from headrace.frontend.chat import final_text, load_chat_template, render_chat
+from headrace.frontend.chat import final_text, render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
-from headrace.frontend.parsers.formats import ReasoningFormat
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
 from headrace.frontend.progress import StartupProgress
 from headrace.frontend.tokenizer import Tokenizer
@@ -55,20 +54,13 @@ class LLM:
         with StartupProgress() as progress:
             self._engine: Engine | None = build_engine(self.config, files, progress.update)
         self.info = self._engine.info
-        self._door = Door(self.config, self.info, load_tokenizer(files, self.config))
-        self._tracker = Tracker()
+        self.door = Door(self.config, self.info, load_tokenizer(files, self.config))
+        self._tracker = Tracker([])
         self._ids = map(str, itertools.count())
 
     @property
     def tokenizer(self) -> Tokenizer:
-        if self._door.tokenizer is None:
-            raise RequestError("This needs a tokenizer, and skip_tokenizer_init left it out.")
-        return self._door.tokenizer
-
-    @property
-    def reasoning_format(self) -> ReasoningFormat | None:
-        """How the model marks its reasoning; None if it isn't known to reason."""
-        return self._door.formats.reasoning
+        return self.door.needed_tokenizer()
 
     def get_tokenizer(self) -> Any:
         """The transformers tokenizer."""
@@ -92,8 +84,8 @@ class LLM:
         """
         many = _as_list(prompts)
         params = self._params(sampling_params, len(many))
-        tracks = [self._track(prompt, p, True) for prompt, p in zip(many, params, strict=True)]
-        return self._run(tracks, use_tqdm, priority or [0] * len(many))
+        each = zip(many, params, priority or [0] * len(many), strict=True)
+        return self._run([self._track(*one) for one in each], use_tqdm)
 
     def chat(
         self,
@@ -118,7 +110,7 @@ class LLM:
             render_chat(
                 self.tokenizer,
                 conversation,
-                chat_template=chat_template or load_chat_template(options.chat_template),
+                chat_template=chat_template or self.door.chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 content_format=options.chat_template_content_format,
@@ -128,15 +120,15 @@ class LLM:
             for conversation in conversations
         ]
         continued = [final_text(conversation) if continue_final_message else None for conversation in conversations]
-        params = map(self._door.placed, self._params(sampling_params, len(texts)), texts, continued)
-        tracks = [self._track(text, p, False) for text, p in zip(texts, params, strict=True)]
-        return self._run(tracks, use_tqdm, [0] * len(texts))
+        params = map(self.door.placed, self._params(sampling_params, len(texts)), texts, continued)
+        tracks = [self._track(text, p, add_special_tokens=False) for text, p in zip(texts, params, strict=True)]
+        return self._run(tracks, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """One prompt's outputs as they come, each with what is new; closing the iterator ends the request."""
         params = (sampling_params or self.get_default_sampling_params()).clone(output_kind=OutputKind.DELTA)
-        track = self._track(prompt, params, True)
-        self._submit(track, 0)
+        track = self._track(prompt, params)
+        self._submit(track)
         try:
             while not track.finished:
                 if track.request_id in self._step() and (output := track.output()):
@@ -158,13 +150,12 @@ class LLM:
         if concurrency_limit is not None and concurrency_limit < 1:
             raise RequestError(f"concurrency_limit must be at least 1, got {concurrency_limit}.", "concurrency_limit")
         many = _as_list(prompts)
-        tracks = [self._track(prompt, params.sampling_params, True) for prompt in many]
+        tracks = [self._track(prompt, params.sampling_params) for prompt in many]
         at_once = concurrency_limit or len(tracks)
         outputs: list[RequestOutput] = []
         for first in range(0, len(tracks), at_once):
-            batch = tracks[first : first + at_once]
-            outputs += self._run(batch, use_tqdm, [0] * len(batch))
-        return [found_by(output, self._door.tokenizer) for output in outputs]
+            outputs += self._run(tracks[first : first + at_once], use_tqdm)
+        return [found_by(output, self.door.tokenizer) for output in outputs]
 
     # -- pooling ----------------------------------------------------------------------------------------------------
 
@@ -252,10 +243,10 @@ class LLM:
         self, prompts: list[tuple[Prompt | tuple[str, str], PoolingParams]], use_tqdm: bool
     ) -> list[PoolingRequestOutput]:
         """Pool all prompts, each checked before anything runs."""
-        admitted = [self._door.admit_pooling(prompt, params) for prompt, params in prompts]
-        tracks = [PoolingTrack(next(self._ids), None, ids, params) for ids, params in admitted]
-        by_length = sorted(tracks, key=lambda track: len(track.prompt_token_ids))  # a CPU attends the like together
-        self._finish(by_length, use_tqdm, [0] * len(tracks))
+        ready = [self.door.admit_pooling(prompt, params) for prompt, params in prompts]
+        tracks = [PoolingTrack(next(self._ids), admitted, self.door) for admitted in ready]
+        by_length = sorted(tracks, key=lambda track: len(track.admitted.token_ids))  # a CPU attends the like together
+        self._finish(by_length, use_tqdm)
         return [track.result() for track in tracks]
 
     # -- the engine -------------------------------------------------------------------------------------------------
@@ -298,18 +289,17 @@ class LLM:
             raise RequestError(f"There are {count} prompts but {len(given)} sampling parameters.")
         return list(given)
 
-    def _track(self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool) -> Track:
-        if (embeds := self._door.embeds_of(prompt)) is not None:
-            prompt = {"prompt_embeds": embeds}
-        token_ids = self._door.admit(prompt, params, add_special_tokens)
-        track = new_track(next(self._ids), self._door, prompt, token_ids, params)
-        if track.grammar is not None:
-            check_grammar(track.grammar)
-        return track
+    def _track(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0, *, add_special_tokens: bool = True
+    ) -> Track:
+        admitted = self.door.admit(prompt, params, add_special_tokens)
+        if admitted.grammar is not None:
+            check_grammar(admitted.grammar)
+        return new_track(next(self._ids), admitted, self.door, priority)
 
-    def _submit(self, track: Track, priority: int) -> None:
+    def _submit(self, track: Track) -> None:
         self._tracker.add(track)
-        for submit in track.submits(self.info.eos_token_ids, priority, None):
+        for submit in track.submits():
             self._alive.submit(submit)
 
     def _step(self) -> dict[str, Track]:
@@ -320,14 +310,14 @@ class LLM:
             self._alive.submit(submit)
         return changed
 
-    def _run(self, tracks: list[Track], use_tqdm: bool, priority: Sequence[int]) -> list[RequestOutput]:
-        self._finish(tracks, use_tqdm, priority)
+    def _run(self, tracks: list[Track], use_tqdm: bool) -> list[RequestOutput]:
+        self._finish(tracks, use_tqdm)
         return [_final(track) for track in tracks]
 
-    def _finish(self, tracks: Sequence[Track], use_tqdm: bool, priority: Sequence[int]) -> None:
+    def _finish(self, tracks: Sequence[Track], use_tqdm: bool) -> None:
         """Step the engine until all ``tracks`` are finished."""
-        for track, urgency in zip(tracks, priority, strict=True):
-            self._submit(track, urgency)
+        for track in tracks:
+            self._submit(track)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -10,15 +10,11 @@ from headrace.frontend.observer import Observer
 from headrace.frontend.tracker import Track
 from headrace.types import (
     EngineInfo,
-    OutputKind,
     Pooled,
     PoolingOutput,
-    PoolingParams,
     PoolingRequestOutput,
     RequestOutput,
-    SamplingParams,
     ScoringOutput,
-    Submit,
     TokenDelta,
 )
 
@@ -29,16 +25,7 @@ Floats = npt.NDArray[np.float32]
 class PoolingTrack(Track):
     """A request whose one result is an array. To the engine it is a sequence that ends with its first token."""
 
-    def __init__(self, request_id: str, prompt: str | None, prompt_token_ids: list[int], pooling: PoolingParams):
-        params = SamplingParams(max_tokens=1, detokenize=False, output_kind=OutputKind.FINAL_ONLY)
-        super().__init__(request_id, prompt, prompt_token_ids, params, None)
-        self.pooling = pooling
-        self.pooled: Pooled | None = None
-
-    def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
-        [submit] = super().submits([], priority, cache_salt)
-        submit.pooling = self.pooling
-        return [submit]
+    pooled: Pooled | None = None
 
     def take(self, index: int, delta: TokenDelta, now: float, observers: list[Observer]) -> bool:
         self.pooled = delta.pooled
@@ -49,39 +36,11 @@ class PoolingTrack(Track):
         """The outcome of a finished request; it has no data if the request was aborted."""
         pooled = self.pooled
         data = None if pooled is None else np.frombuffer(bytearray(pooled.data), np.float32).reshape(pooled.shape)
-        return PoolingRequestOutput(
-            self.request_id, self.prompt_token_ids, PoolingOutput(data), True, self.num_cached_tokens
-        )
+        token_ids = self.admitted.token_ids
+        return PoolingRequestOutput(self.request_id, token_ids, PoolingOutput(data), True, self.num_cached_tokens)
 
     def output(self, stream_interval: int = 1) -> RequestOutput | None:
         raise TypeError("a pooling request has a result, no outputs")
-
-
-def settled(params: PoolingParams, info: EngineInfo) -> PoolingParams:
-    """``params`` with their task, once the model is known to be able to do it."""
-    if info.tasks == ["generate"]:
-        raise RequestError(
-            "This model was started to generate text; start it with --task embed, or serve an embedding model or a "
-            "reranker, to pool prompts.",
-            "model",
-        )
-    task = params.task or info.tasks[0]
-    if task not in info.tasks:
-        raise RequestError(f"This model can't {task}; it can do {', '.join(info.tasks)}.", "task")
-    if params.dimensions is not None:
-        _check_dimensions(params.dimensions, task, info)
-    return params.clone(task=task)
-
-
-def _check_dimensions(dimensions: int, task: str, info: EngineInfo) -> None:
-    if not task.endswith("embed"):
-        raise RequestError("dimensions are those of embeddings; leave them out.", "dimensions")
-    most, *named = info.embedding_sizes
-    if dimensions > most:
-        raise RequestError(f"dimensions must be at most the model's {most}, got {dimensions}.", "dimensions")
-    if named and dimensions not in (most, *named):
-        listed = ", ".join(map(str, sorted({most, *named})))
-        raise RequestError(f"dimensions must be one of the model's {listed}, got {dimensions}.", "dimensions")
 
 
 def pair(query: str, document: str, info: EngineInfo, instruction: str | None = None) -> Any:

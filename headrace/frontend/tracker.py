@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass, field
 
 from headrace.frontend.detokenizer import Detokenizer
+from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.types import (
     CompletionOutput,
-    Embeds,
     FinishReason,
     OutputKind,
     PositionLogprobs,
@@ -20,7 +20,6 @@ from headrace.types import (
     RequestOutput,
     SamplingParams,
     Submit,
-    Thinking,
     TokenDelta,
 )
 
@@ -45,37 +44,28 @@ class Track:
     """One request: its sequences, its times, and what its caller has been given."""
 
     def __init__(
-        self,
-        request_id: str,
-        prompt: str | None,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer | None,
-        grammar: str | None = None,
-        thinking: Thinking | None = None,
+        self, request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
     ):
-        self.grammar, self.thinking = grammar, thinking
-        self.request_id, self.prompt, self.prompt_token_ids = request_id, prompt, prompt_token_ids
-        self.wanted, self.params = params, self.generating(params)
-        params = self.params
-        self.tokenizer = tokenizer if params.detokenize else None
-        self._bad_word_ids = tokenizer.bad_word_ids(params.bad_words) if tokenizer else []
+        self.request_id, self.admitted, self.door = request_id, admitted, door
+        self.priority, self.cache_salt = priority, cache_salt
+        self.wanted, self.params = admitted.params, self.generating(admitted.params)
+        self.tokenizer = door.tokenizer if self.params.detokenize else None
+        self._bad_word_ids = door.tokenizer.bad_word_ids(self.params.bad_words) if door.tokenizer else []
         self.metrics = RequestMetrics(arrival_time=time.time(), queued_ts=time.monotonic())
-        self.sequences = [self._sequence(index) for index in range(params.n)]
+        self.sequences = [self._sequence(index) for index in range(self.params.n)]
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None
         self.prompt_logprobs_given = False
         self.num_cached_tokens: int | None = None
         self.error: str | None = None
-        self.embeds: Embeds | None = None  # the prompt, if it came so
         self.finished = False  # all of its sequences are
 
     def generating(self, wanted: SamplingParams) -> SamplingParams:
         """The parameters of its sequences, of which a request may have more than its caller is given."""
         return wanted
 
-    def submits(self, eos_token_ids: list[int], priority: int, cache_salt: str | None) -> list[Submit]:
+    def submits(self) -> list[Submit]:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""
-        found = []
+        admitted, found = self.admitted, []
         for sequence in self.sequences:
             params = self.params.clone(n=1, stop=[], bad_words=[], structured_outputs=None)
             if params.seed is not None:
@@ -83,16 +73,17 @@ class Track:
             found.append(
                 Submit(
                     request_id=sequence.engine_id,
-                    prompt_token_ids=self.prompt_token_ids,
+                    prompt_token_ids=admitted.token_ids,
                     params=params,
-                    eos_token_ids=eos_token_ids,
+                    eos_token_ids=self.door.info.eos_token_ids,
                     bad_word_ids=self._bad_word_ids,
-                    grammar=self.grammar,
-                    thinking=self.thinking,
-                    priority=priority,
-                    cache_salt=cache_salt,
+                    grammar=admitted.grammar,
+                    thinking=admitted.thinking,
+                    pooling=admitted.pooling,
+                    embeds=admitted.embeds,
+                    priority=self.priority,
+                    cache_salt=self.cache_salt,
                     arrival_time=self.metrics.queued_ts,
-                    embeds=self.embeds,
                 )
             )
         return found
@@ -111,7 +102,7 @@ class Track:
     def _detokenizer(self, tokenizer: Tokenizer, params: SamplingParams) -> Detokenizer:
         return Detokenizer(
             tokenizer,
-            self.prompt_token_ids,
+            self.admitted.token_ids,
             stop=params.stop,
             skip_special_tokens=params.skip_special_tokens,
             include_stop=params.include_stop_str_in_output,
@@ -190,8 +181,8 @@ class Track:
         self.prompt_logprobs_given = True
         return RequestOutput(
             request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
+            prompt=self.admitted.text,
+            prompt_token_ids=self.admitted.token_ids,
             outputs=outputs,
             finished=finished,
             prompt_logprobs=self.prompt_logprobs if give_prompt else None,
@@ -246,7 +237,7 @@ class Track:
         return FinishedRequest(
             request_id=self.request_id,
             finish_reasons=[sequence.finish_reason or FinishReason.ABORT for sequence in self.sequences],
-            prompt_tokens=len(self.prompt_token_ids),
+            prompt_tokens=len(self.admitted.token_ids),
             generation_tokens=sum(lengths),
             max_generation_tokens=most,
             cached_tokens=self.num_cached_tokens or 0,
@@ -265,8 +256,8 @@ class Track:
 class Tracker:
     """All requests under way, by the ids the engine knows their sequences by."""
 
-    def __init__(self) -> None:
-        self.observers: list[Observer] = []
+    def __init__(self, observers: list[Observer]):
+        self.observers = observers
         self.tracks: dict[str, Track] = {}  # by request id
         self._sequences: dict[str, tuple[Track, int]] = {}  # by engine id
 

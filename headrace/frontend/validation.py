@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.config import Config
 from headrace.errors import RequestError
-from headrace.types import EngineInfo, OutputKind, SamplingParams
+from headrace.types import EngineInfo, OutputKind, PoolingParams, SamplingParams
 
 MAX_PROMPTS = 1024  # of one completion request
 MAX_INPUTS = 2048  # of one pooling request, as OpenAI's
@@ -61,6 +61,33 @@ def check_pooled_prompt(token_ids: list[int], info: EngineInfo) -> None:
             "input",
         )
     _check_ids(token_ids, info.vocab_size, "input")
+
+
+def settled(params: PoolingParams, info: EngineInfo) -> PoolingParams:
+    """``params`` with their task. Raises ``RequestError`` if the model can't do it."""
+    if info.tasks == ["generate"]:
+        raise RequestError(
+            "This model was started to generate text; start it with --task embed, or serve an embedding model or a "
+            "reranker, to pool prompts.",
+            "model",
+        )
+    task = params.task or info.tasks[0]
+    if task not in info.tasks:
+        raise RequestError(f"This model can't {task}; it can do {', '.join(info.tasks)}.", "task")
+    if params.dimensions is not None:
+        _check_dimensions(params.dimensions, task, info)
+    return params.clone(task=task)
+
+
+def _check_dimensions(dimensions: int, task: str, info: EngineInfo) -> None:
+    if not task.endswith("embed"):
+        raise RequestError("dimensions are those of embeddings; leave them out.", "dimensions")
+    most, *named = info.embedding_sizes
+    if dimensions > most:
+        raise RequestError(f"dimensions must be at most the model's {most}, got {dimensions}.", "dimensions")
+    if named and dimensions not in (most, *named):
+        listed = ", ".join(map(str, sorted({most, *named})))
+        raise RequestError(f"dimensions must be one of the model's {listed}, got {dimensions}.", "dimensions")
 
 
 def check_text(text: str, longest_token: int, info: EngineInfo, param: str) -> None:

@@ -42,7 +42,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
 async def render_completion(body: CompletionRequest, request: Request) -> Response:
     context = context_of(request)
     job = await admit_completion(context, request, body)
-    if job.embeds:
+    if any(admitted.embeds for admitted in job.admitted):
         raise RequestError("A prompt of embeddings has no token ids to render.", "prompt_embeds")
     return json_response([as_generate_request(context, body, job, tokens) for tokens in job.prompts])
 
@@ -152,7 +152,7 @@ class CompletionWriter:
             text = self._prompt_text(prompt) + text
             token_ids = job.prompts[prompt] + token_ids
         self._lengths[index] = self._lengths.get(index, 0) + len(text)
-        ids_wanted = bool(body.return_token_ids)
+        ids_wanted, embeds = bool(body.return_token_ids), job.admitted[prompt].embeds
         return CompletionChoice(
             index=index,
             text=text,
@@ -160,7 +160,7 @@ class CompletionWriter:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             token_ids=token_ids if ids_wanted else None,
-            prompt_token_ids=job.prompts[prompt] if ids_wanted and first and prompt not in job.embeds else None,
+            prompt_token_ids=job.prompts[prompt] if ids_wanted and first and not embeds else None,
             prompt_logprobs=UNSET if body.stream else prompt_logprobs_of(output.prompt_logprobs),
         )
 

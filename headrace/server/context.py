@@ -13,11 +13,7 @@ from starlette.requests import HTTPConnection
 
 import headrace
 from headrace.config import Config
-from headrace.config.structured import structured_settings
 from headrace.errors import ModelNotFoundError, RequestError
-from headrace.frontend.chat import load_chat_template, own_template
-from headrace.frontend.parsers.choose import choose_formats
-from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.sandbox import warm_up
 from headrace.frontend.validation import check_text
 from headrace.server.quota import Quota
@@ -40,13 +36,9 @@ class Context:
         self.registry = registry
         self.draining = False
         self.started = int(time.time())
-        self.chat_template = load_chat_template(config.frontend.chat_template)
-        tokenizer = None if config.model.skip_tokenizer_init else engine.tokenizer
-        self.formats = choose_formats(config, self.chat_template or own_template(tokenizer))
+        self.chat_template, self.formats, self.marks = engine.door.chat_template, engine.door.formats, engine.door.marks
         logger.info("Answers are read for tool calls as: %s; for reasoning as: %s.", *self.formats.names)
-        reasoning = self.formats.reasoning
-        self.marks = Marks(reasoning, tokenizer) if reasoning and tokenizer else None
-        self.thinks_first = not structured_settings(config.frontend.structured_outputs_config).enable_in_reasoning
+        self.thinks_first = not engine.door.structured.enable_in_reasoning
         self.system_fingerprint = fingerprint(engine)
         server = config.server
         self.quota = Quota(server.max_queued_per_key, server.max_requests_per_minute_per_key, self._refused)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from headrace.errors import RequestError
 from headrace.frontend.detokenizer import Detokenizer
+from headrace.frontend.door import Admitted
 from headrace.server.answers import Reading
 from headrace.server.bodies import Generated, IdLogprobs, PromptLogprobs, Usage, json_response
 from headrace.server.chat import ChatWriter, admit_chat
@@ -100,16 +101,8 @@ def plain_job(prefix: str, model: str, responses: list[Generated]) -> Job:
     """What stands for a request that isn't known."""
     count = max((choice.index + 1 for response in responses for choice in response.choices), default=1)
     params = SamplingParams(n=count)
-    prompts: list[list[int]] = [[] for _ in responses]
-    return Job(
-        id=new_id(prefix),
-        created=int(time.time()),
-        model=model,
-        prompts=prompts,
-        params=params,
-        priority=0,
-        cache_salt=None,
-    )
+    admitted = [Admitted(None, [], params) for _ in responses]
+    return Job(id=new_id(prefix), created=int(time.time()), model=model, admitted=admitted, params=params)
 
 
 # -- from tokens to outputs -----------------------------------------------------------------------------------------

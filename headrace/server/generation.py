@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from headrace.engine.thinking import Thinker
 from headrace.errors import RequestError
-from headrace.frontend.door import Prompt
+from headrace.frontend.door import Admitted, Prompt
 from headrace.frontend.validation import check_generates
 from headrace.server.bodies import CompletionTokensDetails, PromptTokensDetails, Usage
 from headrace.server.context import Context
@@ -37,11 +37,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     created: int  # unix seconds
     model: str  # the name to answer under
-    prompts: list[list[int]]
+    admitted: list[Admitted]
     params: SamplingParams
-    priority: int
-    cache_salt: str | None
-    embeds: dict[int, Prompt] = {}  # of prompts that are embeddings, by their place in ``prompts``
+    priority: int = 0
+    cache_salt: str | None = None
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The prompts' token ids; those of embeddings are placeholders."""
+        return [admitted.token_ids for admitted in self.admitted]
 
 
 def check_body(context: Context, body: ModelField) -> None:
@@ -67,7 +71,7 @@ async def admit(
         message = f"{len(prompts)} prompts × {params.num_sequences} is more than {MAX_N} sequences."
         raise RequestError(message, "best_of" if params.best_of else "n")
     prepare = context.engine.prepare
-    tokens = [
+    admitted = [
         await prepare(
             prompt, params, add_special_tokens=add_special_tokens, truncate_prompt_tokens=truncate_prompt_tokens
         )
@@ -77,17 +81,16 @@ async def admit(
         id=new_id(prefix, request.headers.get("x-request-id") or body.request_id),
         created=int(time.time()),
         model=context.served_model(body.model),
-        prompts=tokens,
+        admitted=admitted,
         params=params,
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
-        embeds={place: prompt for place, prompt in enumerate(prompts) if isinstance(prompt, dict)},
     )
     if context.config.server.enable_log_requests:
         logger.info(
             "Received request %s: prompt tokens: %s, params: %s",
             job.id,
-            [len(t) for t in tokens],
+            [len(t) for t in job.prompts],
             without_texts(params),
         )
     return job
@@ -109,9 +112,8 @@ def new_id(prefix: str, label: str | None = None) -> str:
 
 def start(context: Context, job: Job, prompt: int) -> AsyncGenerator[RequestOutput, None]:
     """The outputs of one prompt of a job; closing the iterator aborts it."""
-    request_id = job.id if len(job.prompts) == 1 else f"{job.id}-{prompt}"
-    given = job.embeds.get(prompt, job.prompts[prompt])
-    return context.engine.generate(given, job.params, request_id, priority=job.priority, cache_salt=job.cache_salt)
+    request_id = job.id if len(job.admitted) == 1 else f"{job.id}-{prompt}"
+    return context.engine.run(job.admitted[prompt], request_id, priority=job.priority, cache_salt=job.cache_salt)
 
 
 async def final_outputs(context: Context, request: Request, *jobs: Job) -> list[RequestOutput]:
@@ -124,7 +126,7 @@ async def final_outputs(context: Context, request: Request, *jobs: Job) -> list[
         return output
 
     async def every() -> list[RequestOutput]:
-        tasks = [asyncio.ensure_future(last(job, prompt)) for job in jobs for prompt in range(len(job.prompts))]
+        tasks = [asyncio.ensure_future(last(job, prompt)) for job in jobs for prompt in range(len(job.admitted))]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -136,12 +138,12 @@ async def final_outputs(context: Context, request: Request, *jobs: Job) -> list[
 
 async def merged_outputs(context: Context, job: Job) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """(prompt index, output) of all prompts as they come."""
-    if len(job.prompts) == 1:
+    if len(job.admitted) == 1:
         async with aclosing(start(context, job, 0)) as outputs:
             async for output in outputs:
                 yield 0, check_output(output)
         return
-    ready: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(maxsize=len(job.prompts))
+    ready: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(maxsize=len(job.admitted))
 
     async def pump(prompt: int) -> None:
         try:
@@ -152,7 +154,7 @@ async def merged_outputs(context: Context, job: Job) -> AsyncGenerator[tuple[int
         except Exception as error:
             await ready.put(error)
 
-    tasks = [asyncio.ensure_future(pump(prompt)) for prompt in range(len(job.prompts))]
+    tasks = [asyncio.ensure_future(pump(prompt)) for prompt in range(len(job.admitted))]
     try:
         running = len(tasks)
         while running:

@@ -16,6 +16,7 @@ from pydantic import Field, PlainValidator
 from starlette.responses import Response
 
 from headrace.errors import RequestError
+from headrace.frontend.door import Admitted
 from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import Usage, json_response
 from headrace.server.chat import rendered
@@ -147,17 +148,17 @@ async def pooled(
     ready = await context.engine.prepare_pooling(prompts, params, special)
     job_id = new_id(prefix, request.headers.get("x-request-id") or body.request_id)
     if context.config.server.enable_log_requests:
-        logger.info("Received request %s: prompt tokens: %s, params: %s", job_id, [len(t) for t, _ in ready], params)
+        logger.info(
+            "Received request %s: prompt tokens: %s, params: %s", job_id, [len(r.token_ids) for r in ready], params
+        )
     return job_id, await answer(request, _all(context, body, job_id, ready))
 
 
-async def _all(
-    context: Context, body: PoolingFields, job_id: str, ready: list[tuple[list[int], PoolingParams]]
-) -> list[PoolingRequestOutput]:
+async def _all(context: Context, body: PoolingFields, job_id: str, ready: list[Admitted]) -> list[PoolingRequestOutput]:
     pool, priority, salt = context.engine.pool, body.priority or 0, body.cache_salt
     tasks = [
-        asyncio.ensure_future(pool(token_ids, params, f"{job_id}-{index}", priority=priority, cache_salt=salt))
-        for index, (token_ids, params) in enumerate(ready)
+        asyncio.ensure_future(pool(admitted, f"{job_id}-{index}", priority=priority, cache_salt=salt))
+        for index, admitted in enumerate(ready)
     ]
     try:
         outputs = await asyncio.gather(*tasks)

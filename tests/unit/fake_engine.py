@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headrace.config import Config
 from headrace.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError
+from headrace.frontend.door import Admitted, Door
 from headrace.frontend.validation import check_params
 from headrace.types import (
     CompletionOutput,
@@ -80,6 +81,7 @@ class FakeEngine:
             ledger=[LedgerEntry("weights", 1.5, 2**30)],
             cost=StepCost(0, 0, 0, 0, 0),
         )
+        self.door = Door(config, self.info, None if config.model.skip_tokenizer_init else self.tokenizer)  # type: ignore[arg-type]
         self.observers: list[Any] = []
         self.calls: list[dict[str, Any]] = []
         self.prepared: list[list[int]] = []
@@ -107,7 +109,7 @@ class FakeEngine:
         params: SamplingParams,
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
-    ) -> list[int]:
+    ) -> Admitted:
         if self.death is not None:
             raise EngineDeadError(self.death)
         if self.draining:
@@ -122,11 +124,10 @@ class FakeEngine:
         ids = ids[-truncate_prompt_tokens:] if truncate_prompt_tokens else ids
         check_params(params, len(ids), self.config, self.info)
         self.prepared.append(ids)
-        return ids
+        return Admitted(None, ids, params)
 
-    async def generate(
-        self, prompt: list[int], params: SamplingParams, request_id: str, **options: Any
-    ) -> AsyncGenerator[RequestOutput, None]:
+    async def run(self, admitted: Admitted, request_id: str, **options: Any) -> AsyncGenerator[RequestOutput, None]:
+        prompt, params = admitted.token_ids, admitted.params
         self.calls.append({"prompt": prompt, "params": params, "request_id": request_id, **options})
         self.num_unfinished += 1
         finished = False

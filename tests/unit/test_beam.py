@@ -42,4 +42,4 @@ def test_what_cant_be_searched_is_refused(given: dict[str, Any], param: str) -> 
 def test_servers_that_report_no_logprobs_dont_search(options: dict[str, Any]) -> None:
     config = Config.from_kwargs(**options)
     with pytest.raises(RequestError, match=r"Beam search can't be used on a server with --log"):
-        check_params(SamplingParams(**BEAMS), 1, config, FakeEngine(config).info)
+        check_params(SamplingParams(**BEAMS), 1, config, FakeEngine(Config()).info)

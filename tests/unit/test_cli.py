@@ -220,7 +220,7 @@ class ScriptedLLM:
     """Stands in for ``LLM``: a word is a token, and an answer repeats the prompt's last word as often as asked."""
 
     made: "list[ScriptedLLM]" = []
-    reasoning_format = None
+    door = SimpleNamespace(formats=SimpleNamespace(reasoning=None), chat_template=None)
 
     def __init__(self, **options: Any):
         self.config = Config.from_kwargs(**options)

@@ -105,7 +105,7 @@ def test_only_who_enables_it_gets_it_and_only_what_can_be_done() -> None:
     with pytest.raises(RequestError, match="--enable-prompt-embeds"):
         Door(Config(), info(), None).admit(prompt, params)
     door = Door(Config.from_kwargs(enable_prompt_embeds=True), info(), None)
-    assert door.admit(prompt, params) == [0, 0, 0]
+    assert door.admit(prompt, params).token_ids == [0, 0, 0]
     for field, wanted in (("prompt_logprobs", params.clone(prompt_logprobs=1)), ("use_beam_search", None)):
         with pytest.raises(RequestError) as caught:
             door.admit(prompt, wanted or params.clone(use_beam_search=True, n=2))

@@ -37,12 +37,13 @@ class Engine(FakeEngine):
             await asyncio.sleep(60)
         return engine
 
-    def generate(self, prompt, params, request_id, **options):
-        if self.tokenizer.decode(prompt) == "die":
+    def run(self, admitted, request_id, **options):
+        prompt = self.tokenizer.decode(admitted.token_ids)
+        if prompt == "die":
             asyncio.get_running_loop().call_later(0.2, self.die, "It was killed.")
-        if "wait" in self.tokenizer.decode(prompt):
+        if "wait" in prompt:
             self.gate = lambda: asyncio.sleep(60)
-        return super().generate(prompt, params, request_id, **options)
+        return super().run(admitted, request_id, **options)
 
 stub = types.ModuleType("headrace.frontend.async_llm")
 stub.AsyncLLM = Engine

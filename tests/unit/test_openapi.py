@@ -11,7 +11,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from headrace.config import Config
-from headrace.frontend.pooling import settled
+from headrace.frontend.validation import settled
 from headrace.server.app import build_app
 
 from .fake_engine import FakeEngine

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from headrace.frontend.door import Admitted
 from headrace.types import CompletionOutput, RequestOutput
 
 from .fake_engine import position
@@ -229,14 +230,14 @@ LOGPROBS = {65: -1.0, 66: -3.0}  # of the labels A and B
 def scored(engine: Any) -> None:
     """Let the engine answer with the one token it is allowed, at that token's log-probability."""
 
-    async def generate(prompt: list[int], params: Any, request_id: str, **options: Any) -> Any:
-        (label,) = params.allowed_token_ids
-        engine.calls.append({"prompt": prompt, "params": params})
+    async def run(admitted: Admitted, request_id: str, **options: Any) -> Any:
+        prompt, (label,) = admitted.token_ids, admitted.params.allowed_token_ids or []
+        engine.calls.append({"prompt": prompt, "params": admitted.params})
         entry = position(label, 0)
         entry[label].logprob = LOGPROBS[label]
         yield RequestOutput(request_id, None, prompt, [CompletionOutput(0, "", [label], None, [entry], "length")], True)
 
-    engine.generate = generate
+    engine.run = run
 
 
 async def test_items_are_scored_by_the_labels_probabilities() -> None:
