@@ -11,8 +11,6 @@ from headrace.types import Submit
 class Constraint:
     """``thinker`` is there until it can't matter any more."""
 
-    __slots__ = ("_error", "_grammars", "grammar", "thinker")
-
     def __init__(self, grammars: Grammars, grammar: Grammar | None, thinker: Thinker | None):
         self._grammars = grammars
         self._error: str | None = None

@@ -54,8 +54,6 @@ class Compilation:
 class Grammar:
     """One request's place in its grammar, which advances by committed tokens."""
 
-    __slots__ = ("_compilation", "_forbidden", "error", "mask", "matcher")
-
     def __init__(self, compilation: Compilation, forbidden: Sequence[int]):
         """``forbidden``: tokens that may come only if no other may."""
         self._compilation = compilation

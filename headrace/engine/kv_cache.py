@@ -111,11 +111,12 @@ class KVCache:
             return [[] for _ in self.windows]
         length = (len(request.token_ids) - 1) // self.block_size
         self._hash_blocks(request, length)
-        found = [self._longest_run(group, request.hashes[:length]) for group in range(len(self.windows))]
-        while (shortest := min(map(len, found))) < length:
-            length = shortest
+        while True:
             found = [self._longest_run(group, request.hashes[:length]) for group in range(len(self.windows))]
-        return found
+            shortest = min(map(len, found))
+            if shortest == length:
+                return found
+            length = shortest
 
     def _longest_run(self, group: int, hashes: list[bytes]) -> list[int]:
         """Blocks of the longest prefix of ``hashes`` that ``group`` can go on from."""
@@ -241,10 +242,7 @@ class KVCache:
 def blocks_for(windows: list[int | None], block_size: int, num_tokens: int, max_step_tokens: int) -> int:
     """Blocks one request of ``num_tokens`` may hold at once, when a step adds at most ``max_step_tokens``."""
     total = -(-num_tokens // block_size)
-    count = 0
-    for window in windows:
-        if window is None:
-            count += total
-        else:
-            count += min(total, -(-(window - 1 + max_step_tokens) // block_size) + 1)
-    return count
+    return sum(
+        total if window is None else min(total, -(-(window - 1 + max_step_tokens) // block_size) + 1)
+        for window in windows
+    )

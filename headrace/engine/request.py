@@ -21,8 +21,6 @@ _LEGAL = {
     State.RUNNING: {State.WAITING, State.FINISHED},
     State.FINISHED: set(),
 }
-
-
 by_key = attrgetter("key")  # sorts requests, first to be served first
 
 
@@ -33,37 +31,6 @@ class Request:
     ``num_planned`` counts the tokens whose computation has been handed to the runner. While a request decodes, both
     follow from the step's number, and are written down only when somebody asks (see ``DecodeRows``).
     """
-
-    __slots__ = (
-        "bad_word_ids",
-        "blocks",
-        "cache_salt",
-        "constraint",
-        "due",
-        "embeds",
-        "eos_token_ids",
-        "hashes",
-        "key",
-        "lead",
-        "max_total_tokens",
-        "num_cached_tokens",
-        "num_planned",
-        "num_preemptions",
-        "num_prompt_tokens",
-        "num_registered",
-        "num_tokens",
-        "params",
-        "pooling",
-        "prompt_logprobs",
-        "request_id",
-        "row",
-        "scheduled_time",
-        "seed",
-        "started",
-        "state",
-        "stop_token_ids",
-        "token_ids",
-    )
 
     def __init__(
         self,

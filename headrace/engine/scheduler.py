@@ -80,9 +80,7 @@ class Step:
 class Scheduler:
     """Plans steps and takes their results; ``plan`` may run ahead of ``commit`` by any number of steps."""
 
-    def __init__(
-        self, limits: Limits, layout: KVCacheLayout, enable_prefix_caching: bool, grammars: Grammars | None = None
-    ):
+    def __init__(self, limits: Limits, layout: KVCacheLayout, enable_prefix_caching: bool, grammars: Grammars):
         self.limits = limits
         self.grammars = grammars
         self.kv = KVCache(layout, enable_prefix_caching)
@@ -110,7 +108,7 @@ class Scheduler:
         priority = submit.priority if self.limits.by_priority else 0
         key = (priority, self._num_arrivals)
         self._num_arrivals += 1
-        constraint = Constraint.of(submit, self.grammars) if self.grammars else None
+        constraint = Constraint.of(submit, self.grammars)
         request = Request(submit, key, seed, self.limits.max_model_len, len(self.kv.windows), constraint)
         self.requests[submit.request_id] = request
         if constraint is None:
@@ -136,10 +134,8 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens - len(step.decodes.rows)
         limit = self.limits.long_prefill_token_threshold or budget
         for request in sorted(self._behind, key=_has_many):  # a long prompt never starves decodes
-            if not budget or request.state is not State.RUNNING:  # preempted for one before it
-                continue
-            if self._must_wait(request):
-                continue
+            if not budget or request.state is not State.RUNNING or self._must_wait(request):
+                continue  # the state: preempted for one before it
             count = min(request.num_tokens - request.num_planned, budget, limit)
             if (blocks := self._make_room(step, request, count)) is not None:
                 self._advance(step, request, count, blocks)
@@ -274,12 +270,8 @@ class Scheduler:
                     advanced.append(request)
             if position is not None:
                 delta.logprobs = [position]
-            if not request.started:
-                self._introduce(request, delta)
-            if reason is not None:
-                delta.finish_reason, delta.stop_reason = reason, stop
-                delta.num_preemptions = request.num_preemptions
-                self._finish(request)
+            delta.finish_reason, delta.stop_reason = reason, stop
+            self._complete(request, delta)
         self._stats.generation_tokens += len(deltas)
         self._move_on(advanced)
         return deltas
@@ -287,7 +279,7 @@ class Scheduler:
     def _move_on(self, requests: list[Request]) -> None:
         """After their tokens: have the next masks made, and let those requests be that nothing binds any more."""
         late = [grammar for r in requests if r.constraint and (grammar := r.constraint.late)]
-        if self.grammars and late:
+        if late:
             self.grammars.advance(late)
         for request in requests:
             if request.constraint and request.constraint.over:
@@ -302,14 +294,11 @@ class Scheduler:
 
     def await_grammars(self, timeout: float) -> None:
         """Wait until a grammar is further, for at most so many seconds: for when nothing else can advance."""
-        if self.grammars:
-            constraints = [request.constraint for request in self.preparing]
-            self.grammars.await_any([c.grammar for c in constraints if c and c.grammar], timeout)
+        constraints = [request.constraint for request in self.preparing]
+        self.grammars.await_any([c.grammar for c in constraints if c and c.grammar], timeout)
 
     def _settle_constraints(self) -> None:
         """Queue the requests whose grammars have been compiled, and end those that can't go on with theirs."""
-        if self.grammars is None:
-            return
         self.grammars.await_masks()
         for request in list(self.preparing):
             if request.constraint and request.constraint.settle():
@@ -335,18 +324,20 @@ class Scheduler:
         for request, values in zip(step.sampled, pooled, strict=True):
             if request.state is State.FINISHED:
                 continue
-            delta = TokenDelta(request.request_id, pooled=values, finish_reason=FinishReason.STOP)
-            delta.num_preemptions = request.num_preemptions
-            self._introduce(request, delta)
-            self._finish(request)
-            deltas.append(delta)
+            deltas.append(TokenDelta(request.request_id, pooled=values, finish_reason=FinishReason.STOP))
+            self._complete(request, deltas[-1])
         return deltas
 
-    def _introduce(self, request: Request, delta: TokenDelta) -> None:
-        request.started = True
-        delta.prompt_logprobs = request.prompt_logprobs
-        delta.num_cached_tokens = request.num_cached_tokens
-        delta.scheduled_time = request.scheduled_time
+    def _complete(self, request: Request, delta: TokenDelta) -> None:
+        """Add what belongs to a request's first delta, and to its last, which ends it."""
+        if not request.started:
+            request.started = True
+            delta.prompt_logprobs = request.prompt_logprobs
+            delta.num_cached_tokens = request.num_cached_tokens
+            delta.scheduled_time = request.scheduled_time
+        if delta.finish_reason is not None:
+            delta.num_preemptions = request.num_preemptions
+            self._finish(request)
 
     def stats(self) -> Stats:
         """Gauges now, and counters since the last call."""

@@ -3,7 +3,9 @@
 import atexit
 import gc
 import logging
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import headrace.device as devices
 from headrace.config import Config, profiler_settings
@@ -12,13 +14,16 @@ from headrace.engine.core import Engine
 from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import blocks_for
 from headrace.engine.scheduler import Limits, Scheduler
-from headrace.engine.vocabulary import grammar_vocabulary
 from headrace.errors import ConfigError
+from headrace.models import source
 from headrace.models.source import ModelFiles
 from headrace.runner.memory import size_flag
 from headrace.runner.profiler import Profiler
 from headrace.runner.runner import Runner
 from headrace.types import EngineInfo, Progress
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +46,9 @@ def build_engine(config: Config, files: ModelFiles, on_progress: Callable[[Progr
         chunked_prefill=facts.chunked_prefill,
         by_priority=config.scheduler.scheduling_policy == "priority",
     )
-    scheduler = Scheduler(limits, layout, facts.prefix_caching)
-    scheduler.grammars = Grammars(
-        lambda: grammar_vocabulary(config, files, runner.vocab_size, facts.eos_token_ids),
-        runner.vocab_size,
-        facts.eos_token_ids,
-    )
-    per_request = _blocks(runner, max_model_len)
-    concurrency = (layout.num_blocks - 1) / per_request
+    grammars = Grammars(lambda: _vocabulary(config, files, runner), runner.vocab_size, facts.eos_token_ids)
+    scheduler = Scheduler(limits, layout, facts.prefix_caching, grammars)
+    concurrency = (layout.num_blocks - 1) / _blocks(runner, max_model_len)
     info = EngineInfo(
         architecture=runner.architecture,
         device=devices.describe(runner.device),
@@ -100,3 +100,19 @@ def _fitting_length(runner: Runner) -> int:
         f"One request of --max-model-len {wanted} needs {_blocks(runner, wanted) * size / GIB:.2f} GiB of KV cache, "
         f"but {available * size / GIB:.2f} GiB are available; {fitting}give the cache more memory with {flag}."
     )
+
+
+def _vocabulary(config: Config, files: ModelFiles, runner: Runner) -> "LLTokenizer":
+    """The tokenizer's vocabulary for grammars; a second of work. Raises ``ValueError`` if its bytes can't be told."""
+    from transformers import PreTrainedTokenizerFast
+
+    began = time.monotonic()
+    tokenizer = source.load_tokenizer(files, config.model, config.load)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"Structured outputs can't be had with this model's tokenizer, a {type(tokenizer).__name__}.")
+    from llguidance.hf import from_tokenizer
+
+    ends = list(runner.facts.eos_token_ids) or None
+    vocabulary = from_tokenizer(tokenizer, n_vocab=runner.vocab_size, eos_token=ends)
+    logger.info("The vocabulary for grammars took %.1f seconds", time.monotonic() - began)
+    return vocabulary

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -162,7 +162,8 @@ class Case:
     max_model_len: int = 48
 
 
-def build(case: Case) -> tuple[Engine, FakeRunner]:
+def build(case: Case, vocabulary: Any = None) -> tuple[Engine, FakeRunner]:
+    """``vocabulary``: llguidance's, where there are grammars."""
     limits = Limits(
         case.budget, case.max_num_seqs, case.max_model_len, case.threshold, case.chunked_prefill, case.by_priority
     )
@@ -170,7 +171,9 @@ def build(case: Case) -> tuple[Engine, FakeRunner]:
     groups = [KVGroup([index], window) for index, window in enumerate(case.windows)]
     layout = KVCacheLayout(case.block_size, 1 + needed + case.spare_blocks, groups, 1)
     runner = FakeRunner(limits, layout, case.steps_in_flight)
-    return Engine(Scheduler(limits, layout, case.prefix_caching), runner, cast(EngineInfo, None), 0), runner
+    grammars = Grammars(lambda: vocabulary, VOCABULARY, [EOS])
+    scheduler = Scheduler(limits, layout, case.prefix_caching, grammars)
+    return Engine(scheduler, runner, cast(EngineInfo, None), 0), runner
 
 
 def expected(submit: Submit, max_model_len: int) -> tuple[list[int], FinishReason, int | None]:
@@ -293,10 +296,9 @@ def test_storm_with_grammars(case: Case) -> None:
     """Half of the requests are constrained: each keeps to its grammar up to its end, and the others don't notice."""
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-    engine, runner = build(case)
-    scheduler, rng = engine.scheduler, random.Random(1)
     vocabulary = LLTokenizer(TokenizerWrapper(Letters()), n_vocab=VOCABULARY)
-    scheduler.grammars = Grammars(lambda: vocabulary, VOCABULARY, [EOS])
+    engine, runner = build(case, vocabulary)
+    scheduler, rng = engine.scheduler, random.Random(1)
     coming = [random_submit(rng, number, case.max_model_len - 20) for number in range(40)]
     submits = {submit.request_id: submit for submit in coming}
     for number, one in enumerate(coming):

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from headrace.engine.grammar import Grammars
 from headrace.engine.thinking import SLACK, Thinker
 from headrace.types import FinishReason, SamplingParams, StructuredOutputsParams, Submit, Thinking
 
@@ -47,9 +46,8 @@ def expected(submit: Submit, max_model_len: int) -> tuple[list[int], FinishReaso
 
 def run_storm(case: Case, submits: list[Submit], vocabulary: Any) -> dict[str, tuple[list[int], FinishReason]]:
     """Every request's tokens and end."""
-    engine, _ = build(case)
+    engine, _ = build(case, vocabulary)
     scheduler, rng = engine.scheduler, random.Random(2)
-    scheduler.grammars = Grammars(lambda: vocabulary, VOCABULARY, [EOS])
     coming, outputs, reasons = list(submits), {one.request_id: list[int]() for one in submits}, {}
     while coming or engine.has_work:
         for _ in range(min(len(coming), rng.randrange(4))):
