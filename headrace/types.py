@@ -79,7 +79,6 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     bad_word_ids: list[list[int]] = []
     priority: int = 0  # lower is served first, under --scheduling-policy priority
     cache_salt: str | None = None  # separates prefix-cache entries between callers
-    arrival_time: float = 0.0  # time.monotonic() seconds
     grammar: str | None = None  # that the output must match, in llguidance's notation
     thinking: Thinking | None = None  # what goes before that, or may take only so many tokens
     pooling: PoolingParams | None = None  # no sequence is generated: the prompt alone is computed, and pooled

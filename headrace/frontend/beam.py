@@ -10,6 +10,7 @@ from itertools import islice
 
 import msgspec
 
+from headrace.frontend.detokenizer import Detokenizer
 from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
@@ -219,9 +220,8 @@ class BeamTrack(BestTrack):
         """Give a found sequence its text, and of the logprobs those that were asked for, under their tokens' names."""
         wanted = self.wanted
         if self.tokenizer is not None:
-            sequence.detokenizer = self._detokenizer(self.tokenizer, wanted)
-            ends = sequence.finish_reason is FinishReason.STOP and not wanted.include_stop_str_in_output
-            sequence.detokenizer.add(sequence.token_ids, ends=ends)
+            sequence.detokenizer = Detokenizer(self.tokenizer, self.admitted.token_ids, wanted)
+            sequence.detokenizer.add(sequence.token_ids, ends=sequence.finish_reason is FinishReason.STOP)
         if wanted.logprobs is None or sequence.logprobs is None:
             return
         count = None if wanted.logprobs == ALL else wanted.logprobs

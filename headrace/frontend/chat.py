@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import ConfigError, RequestError
-from headrace.frontend.rendering import Rendering, content_texts, final_text, rendered
+from headrace.frontend.rendering import Rendering, rendered
 from headrace.frontend.validation import check_conversation
 
 if TYPE_CHECKING:
     from headrace.frontend.tokenizer import Tokenizer
-
-__all__ = ["content_texts", "final_text", "load_chat_template", "own_template", "render_chat"]
 
 
 def render_chat(

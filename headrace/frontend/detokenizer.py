@@ -3,6 +3,7 @@
 from tokenizers.decoders import DecodeStream
 
 from headrace.frontend.tokenizer import Tokenizer
+from headrace.types import SamplingParams
 
 PROMPT_TAIL = 6  # prompt tokens the first new token may depend on (leading spaces, merged characters)
 REPLACEMENT = "\ufffd"
@@ -11,31 +12,24 @@ REPLACEMENT = "\ufffd"
 class Detokenizer:
     """The text of one sequence, growing token by token; text that may still turn into a stop string is held back."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_token_ids: list[int],
-        *,
-        stop: list[str],
-        skip_special_tokens: bool = True,
-        include_stop: bool = False,
-        min_tokens: int = 0,
-    ):
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], params: SamplingParams):
         self.text = ""
         self.stopped_by: str | None = None
-        self._stop, self._include_stop, self._min_tokens = stop, include_stop, min_tokens
+        self._stop, self._min_tokens = params.stop, params.min_tokens
+        self._include_stop = params.include_stop_str_in_output
         self._num_tokens = 0
-        self._hold = 0 if include_stop or not stop else max(map(len, stop)) - 1
+        self._hold = 0 if self._include_stop else max(map(len, params.stop), default=1) - 1
         self._num_given = 0
-        self._decode = _decoder(tokenizer, prompt_token_ids[-PROMPT_TAIL:], skip_special_tokens)
+        kind = _Stream if tokenizer.hf.is_fast else _Window
+        self._decode = kind(tokenizer, prompt_token_ids[-PROMPT_TAIL:], params.skip_special_tokens)
 
     def add(self, token_ids: list[int], *, ends: bool) -> bool:
-        """Take new tokens, the last of which (if ``ends``) is a stop token that has no text; True at a stop string."""
-        for place, token_id in enumerate(token_ids):
+        """Take new tokens, the last of which (if ``ends``) is a stop token, shown only if stops are; True at a stop
+        string.
+        """
+        for token_id in token_ids[:-1] if ends and not self._include_stop else token_ids:
             self._num_tokens += 1
             before = len(self.text)
-            if ends and place == len(token_ids) - 1:
-                break
             self.text += self._decode(token_id)
             if self._stop and self._num_tokens > self._min_tokens and self._find_stop(before):
                 return True
@@ -101,8 +95,3 @@ class _Window:
         self._ids = self._ids[self._num_read - PROMPT_TAIL if self._num_read > PROMPT_TAIL else 0 :]
         self._num_read = len(self._ids)
         return text[len(known) :]
-
-
-def _decoder(tokenizer: Tokenizer, context: list[int], skip_special_tokens: bool) -> "_Stream | _Window":
-    kind = _Stream if tokenizer.hf.is_fast else _Window
-    return kind(tokenizer, context, skip_special_tokens)

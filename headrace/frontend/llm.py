@@ -14,11 +14,12 @@ from headrace.engine.core import Engine
 from headrace.engine.threads import wait_briefly
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
 from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by, new_track
-from headrace.frontend.chat import final_text, render_chat
+from headrace.frontend.chat import render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
 from headrace.frontend.progress import StartupProgress
+from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
 from headrace.models import source

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from headrace.frontend.detokenizer import Detokenizer
 from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
-from headrace.frontend.tokenizer import Tokenizer
 from headrace.types import (
     CompletionOutput,
     FinishReason,
@@ -83,7 +82,6 @@ class Track:
                     embeds=admitted.embeds,
                     priority=self.priority,
                     cache_salt=self.cache_salt,
-                    arrival_time=self.metrics.queued_ts,
                 )
             )
         return found
@@ -93,20 +91,10 @@ class Track:
         return []
 
     def _sequence(self, index: int) -> Sequence:
-        detokenizer = None if self.tokenizer is None else self._detokenizer(self.tokenizer, self.params)
+        detokenizer = Detokenizer(self.tokenizer, self.admitted.token_ids, self.params) if self.tokenizer else None
         logprobs: list[PositionLogprobs] | None = None if self.params.logprobs is None else []
         return Sequence(
             f"{self.request_id}-{index}", index, detokenizer, [], logprobs, None if logprobs is None else 0.0
-        )
-
-    def _detokenizer(self, tokenizer: Tokenizer, params: SamplingParams) -> Detokenizer:
-        return Detokenizer(
-            tokenizer,
-            self.admitted.token_ids,
-            stop=params.stop,
-            skip_special_tokens=params.skip_special_tokens,
-            include_stop=params.include_stop_str_in_output,
-            min_tokens=params.min_tokens,
         )
 
     # -- taking deltas ----------------------------------------------------------------------------------------------
@@ -126,9 +114,8 @@ class Track:
         self.error = delta.error or self.error
         if sequence.detokenizer is None:
             return False
-        stopped = delta.finish_reason is FinishReason.STOP and not delta.complete
-        hidden = stopped and not self.params.include_stop_str_in_output
-        if sequence.detokenizer.add(delta.token_ids, ends=hidden):
+        ends = delta.finish_reason is FinishReason.STOP and not delta.complete
+        if sequence.detokenizer.add(delta.token_ids, ends=ends):
             ended_by_engine = sequence.finish_reason is not None
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, sequence.detokenizer.stopped_by
             return not ended_by_engine
@@ -195,15 +182,7 @@ class Track:
         if sequence.detokenizer is not None:
             sequence.detokenizer.take(finished=sequence.finish_reason is not None)
             text = sequence.detokenizer.given
-        return CompletionOutput(
-            sequence.index,
-            text,
-            list(sequence.token_ids),
-            sequence.cumulative_logprob,
-            sequence.logprobs,
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
+        return _output(sequence, text, list(sequence.token_ids), sequence.logprobs)
 
     def _delta(self, sequence: Sequence, stream_interval: int) -> CompletionOutput | None:
         """The sequence's news, once there are ``stream_interval`` new tokens; its first and last tokens don't wait."""
@@ -217,15 +196,7 @@ class Track:
         sequence.num_given = -1 if finished else len(sequence.token_ids)  # a finished sequence is told of once
         text = "" if sequence.detokenizer is None else sequence.detokenizer.take(finished=finished)
         logprobs = None if sequence.logprobs is None else sequence.logprobs[first:]
-        return CompletionOutput(
-            sequence.index,
-            text,
-            sequence.token_ids[first:],
-            sequence.cumulative_logprob,
-            logprobs,
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
+        return _output(sequence, text, sequence.token_ids[first:], logprobs)
 
     def report(self) -> FinishedRequest:
         """The record of its end, for observers."""
@@ -251,6 +222,20 @@ class Track:
             time_per_output_token=decode / (most - 1) if decode is not None and most > 1 else None,
             preemptions=metrics.num_preemptions,
         )
+
+
+def _output(
+    sequence: Sequence, text: str, token_ids: list[int], logprobs: list[PositionLogprobs] | None
+) -> CompletionOutput:
+    return CompletionOutput(
+        sequence.index,
+        text,
+        token_ids,
+        sequence.cumulative_logprob,
+        logprobs,
+        sequence.finish_reason,
+        sequence.stop_reason,
+    )
 
 
 class Tracker:

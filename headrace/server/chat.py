@@ -8,8 +8,9 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from headrace.errors import RequestError
-from headrace.frontend.chat import final_text, render_chat
+from headrace.frontend.chat import render_chat
 from headrace.frontend.parsers.choose import place_of
+from headrace.frontend.rendering import final_text
 from headrace.frontend.sandbox import render_apart, render_bounded
 from headrace.frontend.validation import check_template
 from headrace.server.answers import Answers, Reading, says_something

@@ -154,18 +154,9 @@ def output_of(context: Context, job: Job, place: int, generated: Generated) -> R
 def text_of(
     context: Context, job: Job, place: int, token_ids: list[int], reason: str | None, stopped_by: int | str | None
 ) -> str:
-    params = job.params
-    detokenizer = Detokenizer(
-        context.engine.tokenizer,
-        job.prompts[place],
-        stop=params.stop,
-        skip_special_tokens=params.skip_special_tokens,
-        include_stop=params.include_stop_str_in_output,
-        min_tokens=params.min_tokens,
-    )
+    detokenizer = Detokenizer(context.engine.tokenizer, job.prompts[place], job.params)
     stop_token = token_ids and (token_ids[-1] == stopped_by or token_ids[-1] in context.engine.info.eos_token_ids)
-    ends = reason == "stop" and bool(stop_token) and not params.include_stop_str_in_output
-    detokenizer.add(token_ids, ends=ends)
+    detokenizer.add(token_ids, ends=reason == "stop" and bool(stop_token))
     return detokenizer.take(finished=True)
 
 

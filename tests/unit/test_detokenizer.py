@@ -8,6 +8,7 @@ from headrace.config import Config
 from headrace.frontend.detokenizer import Detokenizer, _Window
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.models import source
+from headrace.types import SamplingParams
 
 END = 2  # <|im_end|>
 
@@ -19,7 +20,7 @@ def tokenizer() -> Tokenizer:
 
 
 def new(tokenizer: Tokenizer, prompt: str = "", **options: Any) -> Detokenizer:
-    return Detokenizer(tokenizer, tokenizer.encode(prompt), **({"stop": []} | options))
+    return Detokenizer(tokenizer, tokenizer.encode(prompt), SamplingParams(max_tokens=None, **options))
 
 
 def feed(detokenizer: Detokenizer, token_ids: list[int], ends: bool = False) -> tuple[list[str], int]:
@@ -89,7 +90,7 @@ def test_stop_strings(
 ) -> None:
     if hit is None:
         left = text
-    detokenizer = new(tokenizer, stop=stop, include_stop=include)
+    detokenizer = new(tokenizer, stop=stop, include_stop_str_in_output=include)
     pieces, _ = feed(detokenizer, tokenizer.encode(text))
     assert detokenizer.stopped_by == hit
     assert "".join(pieces) == detokenizer.given == left + (hit if include and hit else "")
@@ -127,7 +128,7 @@ def test_only_as_much_is_held_back_as_a_stop_string_could_need(tokenizer: Tokeni
 
 def test_nothing_is_held_back_where_the_stop_string_is_shown(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one two three")
-    pieces, _ = feed(new(tokenizer, stop=["three four"], include_stop=True), ids)
+    pieces, _ = feed(new(tokenizer, stop=["three four"], include_stop_str_in_output=True), ids)
     assert pieces == ["one", " two", " three"]
 
 

@@ -4,6 +4,8 @@ They are those of the families' own chat templates and, for gpt-oss, of OpenAI's
 telling signs come first, as the first format whose sign is in a chat template is taken for it.
 """
 
+import regex
+
 from headrace.frontend.parsers.formats import Calls, Pairs, ReasoningFormat, Span, ToolFormat
 
 NAME = r"(?P<name>[\w.:-]{1,256})"
@@ -34,8 +36,9 @@ def deepseek_calls(head: str, end: str) -> Calls:
     )
 
 
-def listed_calls(marker: str, begin: str, close: str = "") -> Calls:
-    """A JSON list of calls."""
+def listed_calls(marker: str, close: str = "", begin: str | None = None) -> Calls:
+    """A JSON list of calls; ``begin``: what leads to it, if that is more than the marker."""
+    begin = regex.escape(marker) if begin is None else begin
     return Calls(marker=marker, begin=begin + r"\s*\[\s*(?=\{)", again=COMMA, close=r"\s*\]" + close)
 
 
@@ -66,15 +69,16 @@ def invoked_calls(section: str, prefix: str, special: bool = False) -> ToolForma
     return ToolFormat(sections=(calls,), signs=(f"<{section}>",), special=special)
 
 
-def llama_calls(marker: str, begin: str) -> Calls:
-    return Calls(marker=marker, begin=begin + r"\s*(?=\{)", again=r"\s*;\s*(?:<\|python_tag\|>\s*)?(?=\{)")
+def llama_calls(marker: str) -> Calls:
+    again = r"\s*;\s*(?:<\|python_tag\|>\s*)?(?=\{)"
+    return Calls(marker=marker, begin=regex.escape(marker) + r"\s*(?=\{)", again=again)
 
 
-def python_calls(marker: str, begin: str, close: str) -> Calls:
+def python_calls(marker: str, close: str) -> Calls:
     return Calls(
         marker=marker,
         style="python",
-        begin=begin + r"\s*\[\s*(?=[A-Za-z_])",
+        begin=regex.escape(marker) + r"\s*\[\s*(?=[A-Za-z_])",
         head=PYTHON_HEAD,
         again=r"\s*,\s*(?=[A-Za-z_])",
         close=r"\s*\]" + close,
@@ -106,7 +110,7 @@ def forced_calls(name: str | None, reasoning: ReasoningFormat | None) -> tuple[C
     spans = [span for span in reasoning.spans if span.kind == "content"] if reasoning else []
     places = [(span.marker, span.begin) for span in spans] or [("", "")]
     if name is None:
-        return tuple(listed_calls(*place) for place in places)
+        return tuple(listed_calls(marker, begin=begin) for marker, begin in places)
     return tuple(Calls(marker=marker, style="json", begin=begin + r"\s*(?=\{)", name=name) for marker, begin in places)
 
 
@@ -154,7 +158,7 @@ TOOL_FORMATS = {
     ),
     "mistral": ToolFormat(
         sections=(
-            listed_calls("[TOOL_CALLS]", r"\[TOOL_CALLS\]"),
+            listed_calls("[TOOL_CALLS]"),
             Calls(marker="[TOOL_CALLS]", style="json", begin=r"\[TOOL_CALLS\]", head=MISTRAL_HEAD),
         ),
         signs=("[TOOL_CALLS]",),
@@ -163,23 +167,23 @@ TOOL_FORMATS = {
     ),
     "granite": ToolFormat(
         sections=(
-            listed_calls("<|tool_call|>", r"<\|tool_call\|>"),
-            listed_calls("<tool_call>", "<tool_call>"),
-            listed_calls("", ""),
+            listed_calls("<|tool_call|>"),
+            listed_calls("<tool_call>"),
+            listed_calls(""),
         ),
         signs=("<|tool_call|>",),
         special=True,
     ),
     "pythonic": ToolFormat(
         sections=(
-            python_calls("<|python_start|>", r"<\|python_start\|>", r"\s*<\|python_end\|>"),
-            python_calls("", "", ""),
+            python_calls("<|python_start|>", r"\s*<\|python_end\|>"),
+            python_calls("", ""),
         ),
         signs=("<|python_start|>",),
         special=True,
     ),
     "llama3_json": ToolFormat(
-        sections=(llama_calls("<|python_tag|>", r"<\|python_tag\|>"), llama_calls("", "")),
+        sections=(llama_calls("<|python_tag|>"), llama_calls("")),
         signs=("<|python_tag|>", "dictionary of argument name and its value"),
         special=True,
     ),
@@ -202,7 +206,7 @@ TOOL_FORMATS = {
     "minimax_m2": invoked_calls("minimax:tool_call", ""),
     "deepseek_v32": invoked_calls("｜DSML｜function_calls", "｜DSML｜"),
     "lfm2": ToolFormat(
-        sections=(python_calls("<|tool_call_start|>", r"<\|tool_call_start\|>", r"\s*<\|tool_call_end\|>"),),
+        sections=(python_calls("<|tool_call_start|>", r"\s*<\|tool_call_end\|>"),),
         signs=("<|tool_call_start|>",),
         special=True,
     ),
@@ -230,7 +234,7 @@ TOOL_FORMATS = {
         signs=("<|action_start|>",),
         special=True,
     ),
-    "phi4_mini_json": ToolFormat(sections=(listed_calls("functools", "functools"),), signs=("functools[",)),
+    "phi4_mini_json": ToolFormat(sections=(listed_calls("functools"),), signs=("functools[",)),
     "minimax": ToolFormat(
         sections=(
             Calls(
@@ -241,18 +245,16 @@ TOOL_FORMATS = {
             ),
         )
     ),
-    "jamba": ToolFormat(
-        sections=(listed_calls("<tool_calls>", "<tool_calls>", r"\s*</tool_calls>"),), signs=("<tool_calls>",)
-    ),
+    "jamba": ToolFormat(sections=(listed_calls("<tool_calls>", r"\s*</tool_calls>"),), signs=("<tool_calls>",)),
     "granite-20b-fc": ToolFormat(
         sections=(Calls(marker="<function_call>", begin=r"<function_call>\s*(?=\{)"),), signs=("<function_call>",)
     ),
     "xlam": ToolFormat(
         sections=(
-            listed_calls("[TOOL_CALLS]", r"\[TOOL_CALLS\]"),
-            listed_calls("<tool_call>", "<tool_call>", r"\s*</tool_call>"),
-            listed_calls("```json", "```json", r"\s*```"),
-            listed_calls("", ""),
+            listed_calls("[TOOL_CALLS]"),
+            listed_calls("<tool_call>", r"\s*</tool_call>"),
+            listed_calls("```json", r"\s*```"),
+            listed_calls(""),
         )
     ),
     "longcat": tagged_calls("longcat_tool_call"),

@@ -4,17 +4,9 @@ Every pattern ends in something it can't do without (see Reader.match).
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
-
-import regex
+from typing import Literal
 
 Style = Literal["object", "json", "pairs", "python"]
-
-
-@lru_cache(maxsize=256)
-def pattern(text: str) -> Any:
-    return regex.compile(text)
 
 
 @dataclass(frozen=True, kw_only=True)

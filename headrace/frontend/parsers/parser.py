@@ -12,15 +12,13 @@ from typing import Any, Literal
 
 import regex
 
-from headrace.frontend.parsers.formats import Calls, ReasoningFormat, Span, pattern
+from headrace.frontend.parsers.formats import Calls, ReasoningFormat, Span
 from headrace.frontend.parsers.reader import Reader, Reading
-from headrace.frontend.parsers.values import as_json, escaped, is_string, keywords_as_json
+from headrace.frontend.parsers.values import as_json, escaped, is_string, keywords_as_json, text_of
 
-STRING = pattern(r'"(?:[^"\\]|\\.)*"')
-KEY = pattern(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)')
-SCALAR = pattern(r"([^\s,\[\]{}\"]+)(?=[\s,\]}])")
-OPENING = pattern(r"[\[{\"]")
-BRACE, END, NEXT = pattern(r"\{"), pattern(r"\s*\}"), pattern(r"\s*,(?=\s*\")")
+KEY = r'\s*("(?:[^"\\]|\\.)*")\s*:\s*(?=\S)'
+SCALAR = r"([^\s,\[\]{}\"]+)(?=[\s,\]}])"
+BRACE, END, NEXT = r"\{", r"\s*\}", r"\s*,(?=\s*\")"
 ARGUMENT_KEYS = ("arguments", "parameters")
 Kind = Literal["reasoning", "content"] | int  # of a part of an answer; an int is a call's index
 
@@ -132,7 +130,7 @@ class Parser:
 
     def _first_reasoning(self, format: ReasoningFormat) -> Reading[None]:
         starts = "|".join(map(regex.escape, format.starts))
-        started = yield from self._reader.match(pattern(rf"\s*(?:{starts})"))
+        started = yield from self._reader.match(rf"\s*(?:{starts})")
         if started or self._inside:
             self._border()
             end = yield from self._reader.until(format.ends, self._say_reasoning)
@@ -151,7 +149,7 @@ class Parser:
 
     def _span(self, span: Span) -> Reading[bool]:
         reader = self._reader
-        if not (yield from reader.match(pattern(span.begin))):
+        if not (yield from reader.match(span.begin)):
             return False
         self._border()
         say = self._say_reasoning if span.kind == "reasoning" else self._say_content
@@ -166,18 +164,18 @@ class Parser:
     def _section(self, format: Calls) -> Reading[bool]:
         reader = self._reader
         reader.mark = reader.at
-        begun = yield from reader.match(pattern(format.begin))
+        begun = yield from reader.match(format.begin)
         if not begun or not (yield from self._call(format)):
             self._go_back()
             return False
         while format.again:
             reader.mark = reader.at
-            more = yield from reader.match(pattern(format.again))
+            more = yield from reader.match(format.again)
             if not more or not (yield from self._call(format)):
                 self._go_back()
                 break
         if format.close:
-            yield from reader.match(pattern(format.close), or_cut=True)
+            yield from reader.match(format.close, or_cut=True)
         return True
 
     def _go_back(self) -> None:
@@ -191,11 +189,11 @@ class Parser:
         else:
             found = yield from self._headed_call(format)
         if found and format.end:
-            yield from self._reader.match(pattern(format.end), or_cut=True)
+            yield from self._reader.match(format.end, or_cut=True)
         return found
 
     def _headed_call(self, format: Calls) -> Reading[bool]:
-        head = yield from self._reader.match(pattern(format.head))
+        head = yield from self._reader.match(format.head)
         name = head and (format.name or head["name"].strip())
         if not name or not self._may_call(format, name):
             return False
@@ -217,7 +215,7 @@ class Parser:
     def _pairs(self, format: Calls, schema: Any) -> Reading[None]:
         pairs, reader, before = format.pairs, self._reader, "{"
         assert pairs is not None
-        while found := (yield from reader.match(pattern(pairs.key))):
+        while found := (yield from reader.match(pairs.key)):
             key = found["key"].strip()
             before += f"{json.dumps(key, ensure_ascii=False)}: "
             if is_string(schema, key):
@@ -228,7 +226,7 @@ class Parser:
                 written: list[str] = []
                 yield from reader.until(pairs.ends, written.append)
                 after = before + as_json("".join(written))
-            if not (yield from reader.match(pattern(pairs.close))):
+            if not (yield from reader.match(pairs.close)):
                 return  # the answer ends within a value: so do the arguments
             self._argue(after)
             before = ", "
@@ -324,12 +322,3 @@ class Parser:
     def _border(self) -> None:
         """Another part begins or ends here; the space in front of it is nobody's."""
         self._open, self._space = "", ""
-
-
-def text_of(written: str) -> str | None:
-    """The text of a JSON string; None if it is none."""
-    try:
-        value = json.loads(written)
-    except ValueError:
-        return None
-    return value if isinstance(value, str) else None

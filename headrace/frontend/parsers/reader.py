@@ -4,11 +4,15 @@ A reading is a generator that yields whenever it needs more text. Knows no forma
 """
 
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from typing import Any, TypeVar
+
+import regex
 
 T = TypeVar("T")
 Reading = Generator[None, None, T]
 LONGEST_MATCH = 4096  # characters a pattern may span, so that hostile text can't make matching slow
+compiled = lru_cache(maxsize=256)(regex.compile)
 
 
 class Reader:
@@ -27,14 +31,14 @@ class Reader:
         self.mark = None if self.mark is None else 0
         self.ended = last
 
-    def match(self, pattern: Any, *, or_cut: bool = False) -> Reading[Any]:
-        """The match of a compiled ``regex`` pattern here, which is then read, or None.
+    def match(self, pattern: str, *, or_cut: bool = False) -> Reading[Any]:
+        """The match of a pattern here, which is then read, or None.
 
         The pattern must end in something it can't do without (not in ``x?`` or ``x*``), or its match would hang on how
         the text was cut. ``or_cut``: a beginning of it at the end of the text counts too.
         """
         while True:
-            found = pattern.match(self.text, self.at, self.at + LONGEST_MATCH, partial=True)
+            found = compiled(pattern).match(self.text, self.at, self.at + LONGEST_MATCH, partial=True)
             if found is not None and found.partial:
                 if not self.ended and len(self.text) - self.at < LONGEST_MATCH:
                     yield

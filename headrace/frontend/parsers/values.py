@@ -39,3 +39,12 @@ def keywords_as_json(arguments: str) -> str | None:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
     except UNREADABLE:
         return None
+
+
+def text_of(written: str) -> str | None:
+    """The text of a JSON string; None if it is none."""
+    try:
+        value = json.loads(written)
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None
