@@ -4,10 +4,7 @@ import gc
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import Any, TypeVar
 
 from headrace.config import Config
 from headrace.engine.core import Engine
@@ -18,7 +15,7 @@ from headrace.frontend.chat import render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
 from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
-from headrace.frontend.progress import StartupProgress
+from headrace.frontend.progress import prompt_progress, startup_progress
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
@@ -34,6 +31,7 @@ from headrace.types import (
     ScoringOutput,
 )
 
+T = TypeVar("T")
 Messages = list[dict[str, Any]]
 
 
@@ -52,8 +50,8 @@ class LLM:
             options["logits_processors"] = [_name(processor) for processor in processors]
         self.config = Config.from_kwargs(**({"model": model} if model else {}), **options)
         files = source.resolve(self.config.model, self.config.load)
-        with StartupProgress() as progress:
-            self._engine: Engine | None = build_engine(self.config, files, progress.update)
+        with startup_progress() as show:
+            self._engine: Engine | None = build_engine(self.config, files, show)
         self.info = self._engine.info
         self.door = Door(self.config, self.info, load_tokenizer(files, self.config))
         self._tracker = Tracker([])
@@ -171,12 +169,9 @@ class LLM:
         import torch
 
         many = _as_list(prompts)
-        params = pooling_params or PoolingParams()
-        each = [params] * len(many) if isinstance(params, PoolingParams) else list(params)
-        if len(each) != len(many):
-            raise RequestError(f"There are {len(many)} prompts but {len(each)} pooling parameters.")
-        each = [one.clone(task=pooling_task or one.task) for one in each]
-        outputs = self._pool(list(zip(many, each, strict=True)), use_tqdm)
+        each = _one_each(pooling_params or PoolingParams(), len(many), "pooling")
+        prepared = [(prompt, one.clone(task=pooling_task or one.task)) for prompt, one in zip(many, each, strict=True)]
+        outputs = self._pool(prepared, use_tqdm)
         for output in outputs:
             output.outputs.data = torch.from_numpy(output.outputs.data)
         return outputs
@@ -241,7 +236,7 @@ class LLM:
         return outputs
 
     def _pool(
-        self, prompts: list[tuple[Prompt | tuple[str, str], PoolingParams]], use_tqdm: bool
+        self, prompts: Sequence[tuple[Prompt | tuple[str, str], PoolingParams]], use_tqdm: bool
     ) -> list[PoolingRequestOutput]:
         """Pool all prompts, each checked before anything runs."""
         ready = [self.door.admit_pooling(prompt, params) for prompt, params in prompts]
@@ -282,13 +277,7 @@ class LLM:
         return self._engine
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        if given is None:
-            given = self.get_default_sampling_params()
-        if isinstance(given, SamplingParams):
-            return [given] * count
-        if len(given) != count:
-            raise RequestError(f"There are {count} prompts but {len(given)} sampling parameters.")
-        return list(given)
+        return _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling")
 
     def _track(
         self, prompt: Prompt, params: SamplingParams, priority: int = 0, *, add_special_tokens: bool = True
@@ -317,30 +306,14 @@ class LLM:
 
     def _finish(self, tracks: Sequence[Track], use_tqdm: bool) -> None:
         """Step the engine until all ``tracks`` are finished."""
-        for track in tracks:
-            self._submit(track)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[speed]}"),
-        )
         try:
-            with Progress(*columns, console=Console(stderr=True), disable=not use_tqdm) as bar:
-                task, started, done, tokens = (
-                    bar.add_task("Prompts", total=len(tracks), speed=""),
-                    time.monotonic(),
-                    0,
-                    0,
-                )
+            for track in tracks:
+                self._submit(track)
+            with prompt_progress(len(tracks), use_tqdm) as ended:
                 while self._tracker.tracks:
                     for track in self._step().values():
                         if track.finished:
-                            done += 1
-                            tokens += track.metrics.num_generation_tokens
-                            speed = f"{tokens / (time.monotonic() - started):.1f} output tok/s" if tokens else ""
-                            bar.update(task, completed=done, speed=speed)
+                            ended(track.metrics.num_generation_tokens)
         except BaseException:  # an interrupt leaves nothing running
             for request_id in list(self._tracker.tracks):
                 self._alive.abort(self._tracker.abort(request_id))
@@ -350,6 +323,15 @@ class LLM:
 def _name(processor: Any) -> Any:
     """A logits processor's class as the option names it; what is no class is left to the option to judge."""
     return f"{processor.__module__}:{processor.__qualname__}" if isinstance(processor, type) else processor
+
+
+def _one_each(given: T | Sequence[T], count: int, kind: str) -> list[T]:
+    """Parameters for each of ``count`` prompts: the same for all, or as many as there are prompts."""
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise RequestError(f"There are {count} prompts but {len(given)} {kind} parameters.")
+    return list(given)
 
 
 def _final(track: Track) -> RequestOutput:

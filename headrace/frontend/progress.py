@@ -1,50 +1,65 @@
-"""Start-up's progress, shown to whoever waits for it. Knows only the records that report it."""
+"""Progress, shown to whoever waits: of start-up, and of prompts under way. Knows only the records that report it."""
 
 import logging
 import time
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBars
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from headrace.types import Progress
 
 logger = logging.getLogger(__name__)
+DESCRIPTION = TextColumn("{task.description}")
 
 
-class StartupProgress:
-    """Bars for the stages of start-up on a terminal, log lines elsewhere. A context manager."""
+@contextmanager
+def startup_progress() -> Iterator[Callable[[Progress], None]]:
+    """Gives what shows the stages of start-up: as bars on a terminal, as log lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _stage_log()
+        return
+    tasks: dict[str, TaskID] = {}
+    with Bars(DESCRIPTION, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console) as bars:
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._bars = ProgressBars(*columns, console=console) if console.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
-        self._begun: dict[str, float] = {}
+        def show(progress: Progress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage)
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
-    def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
-        return self
+        yield show
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
-    def update(self, progress: Progress) -> None:
-        stage = progress.stage
-        if self._bars is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage)
-            self._bars.update(self._tasks[stage], completed=progress.done, total=progress.total)
-            return
-        if stage not in self._begun:
-            self._begun[stage] = time.monotonic()
-            logger.info("%s ...", stage)
-        if progress.done >= progress.total and self._begun[stage] > 0:
-            logger.info("%s took %.1f s", stage, time.monotonic() - self._begun[stage])
-            self._begun[stage] = 0.0  # reported
+def _stage_log() -> Callable[[Progress], None]:
+    begun: dict[str, float | None] = {}  # by stage; None once its end is logged
+
+    def log(progress: Progress) -> None:
+        if progress.stage not in begun:
+            begun[progress.stage] = time.monotonic()
+            logger.info("%s ...", progress.stage)
+        began = begun[progress.stage]
+        if progress.done >= progress.total and began is not None:
+            logger.info("%s took %.1f s", progress.stage, time.monotonic() - began)
+            begun[progress.stage] = None
+
+    return log
+
+
+@contextmanager
+def prompt_progress(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Gives what is to be called at each prompt's end, with its number of tokens; a bar, if ``shown``, tells of it."""
+    columns = (DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[speed]}"))
+    began, tokens = time.monotonic(), 0
+    with Bars(*columns, console=Console(stderr=True), disable=not shown) as bars:
+        task = bars.add_task("Prompts", total=total, speed="")
+
+        def ended(new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            speed = f"{tokens / (time.monotonic() - began):.1f} output tok/s" if tokens else ""
+            bars.update(task, advance=1, speed=speed)
+
+        yield ended

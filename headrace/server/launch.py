@@ -25,7 +25,7 @@ from headrace import logs
 from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.frontend.async_llm import AsyncLLM
-from headrace.frontend.progress import StartupProgress
+from headrace.frontend.progress import startup_progress
 from headrace.server.announce import announce_ready, announce_start
 from headrace.server.app import build_app
 from headrace.server.connection import Connection
@@ -102,8 +102,8 @@ async def serve(config: Config, listener: socket.socket, tls: ssl.SSLContext | N
 
 async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
     """A ready engine; None if ``stop`` was set before."""
-    with StartupProgress() as progress:
-        starting = asyncio.ensure_future(AsyncLLM.start(config, progress.update))
+    with startup_progress() as show:
+        starting = asyncio.ensure_future(AsyncLLM.start(config, show))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
