@@ -171,8 +171,10 @@ class AsyncLLM:
         self._check_queue(len(admitted.token_ids))
         track = new_track(request_id or uuid.uuid4().hex, admitted, self.door, priority, cache_salt)
         async with self._under_way(track) as news:
-            while not track.finished:
+            finished = False
+            while not finished:
                 await self._heard(track, news)
+                finished = track.finished  # before the caller takes its time, in which there may be more
                 output = track.output(self.config.frontend.stream_interval)
                 if output is not None:
                     yield output
@@ -222,7 +224,7 @@ class AsyncLLM:
         finally:
             del self._news[request_id]
             if self._tracker.tracks.get(request_id) is track:
-                await self._abort_now(request_id)
+                await self.abort(request_id)
 
     async def _heard(self, track: Track, news: Bell) -> None:
         """Wait for a request's news. Raises whatever ended it too early."""
@@ -235,7 +237,11 @@ class AsyncLLM:
     async def abort(self, request_ids: list[str] | str) -> None:
         """End requests; their generators give what there is, with finish reason abort."""
         for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
-            await self._abort_now(request_id)
+            engine_ids = self._tracker.abort(request_id)
+            if news := self._news.get(request_id):
+                news.ring()
+            if engine_ids and self._death is None:
+                await self._engine.send(Abort(engine_ids))
 
     async def reset_prefix_cache(self) -> None:
         await self._engine.send(ResetPrefixCache())
@@ -258,13 +264,6 @@ class AsyncLLM:
         if profiled.error is not None:
             raise ProfilerActiveError(profiled.error) if profiled.was_active else ProfilerError(profiled.error)
         return profiled
-
-    async def _abort_now(self, request_id: str) -> None:
-        engine_ids = self._tracker.abort(request_id)
-        if news := self._news.get(request_id):
-            news.ring()
-        if engine_ids and self._death is None:
-            await self._engine.send(Abort(engine_ids))
 
     def _check_open(self) -> None:
         if self._death is not None:

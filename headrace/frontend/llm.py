@@ -129,8 +129,12 @@ class LLM:
         track = self._track(prompt, params)
         self._submit(track)
         try:
-            while not track.finished:
-                if track.request_id in self._step() and (output := track.output()):
+            finished = False
+            while not finished:
+                if not track.finished:  # as it may be by the steps of another stream
+                    self._step()
+                finished = track.finished
+                if output := track.output():
                     yield output
         finally:
             self._alive.abort(self._tracker.abort(track.request_id))

@@ -297,6 +297,11 @@ def test_a_stream_makes_up_the_text_and_may_be_left(llm: LLM) -> None:
     assert "".join(piece.outputs[0].text for piece in pieces) == whole.text
     assert [t for piece in pieces for t in piece.outputs[0].token_ids] == list(whole.token_ids)
     assert [piece.finished for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    slow = llm.stream(FRANCE, SamplingParams(temperature=0, max_tokens=12))
+    pieces = [next(slow)]
+    list(llm.stream(FRANCE, SamplingParams(max_tokens=30, ignore_eos=True)))  # whose steps end the other, too
+    pieces += slow
+    assert "".join(piece.outputs[0].text for piece in pieces) == whole.text and pieces[-1].finished
     stream = llm.stream(FRANCE, SamplingParams(max_tokens=400))
     next(stream)
     stream.close()

@@ -52,7 +52,9 @@ class ScriptedProcess:
         pass
 
 
-async def test_a_stream_that_is_behind_gets_all_tokens_at_once() -> None:
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_stream_that_is_behind_gets_all_tokens_at_once(slow: bool) -> None:
+    """Whether its reader asks for more before the engine has spoken, or after it has said its last word."""
     process, config = ScriptedProcess(), Config()
     door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
     async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
@@ -65,6 +67,8 @@ async def test_a_stream_that_is_behind_gets_all_tokens_at_once() -> None:
         for token_id in range(67, 70):
             process.say(TokenDelta(submit.request_id, [token_id]))
         process.say(TokenDelta(submit.request_id, [70], finish_reason=FinishReason.LENGTH))
+        while slow and llm.num_unfinished:
+            await asyncio.sleep(0)
         outputs += [output async for output in stream]
     given = [(output.outputs[0].text, list(output.outputs[0].token_ids), output.finished) for output in outputs]
     assert given == [("B", [66], False), ("CDEF", [67, 68, 69, 70], True)]
