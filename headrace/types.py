@@ -200,9 +200,8 @@ class EngineInfo(msgspec.Struct, tag="ready"):
     ledger: list[LedgerEntry]
     cost: StepCost
     pid: int = 0
-    tasks: list[str] = msgspec.field(
-        default_factory=lambda: ["generate"]
-    )  # or those of POOLING_TASKS that the model can do, its main one first
+    # Or those of POOLING_TASKS that the model can do, its main one first.
+    tasks: list[str] = msgspec.field(default_factory=lambda: ["generate"])
     embedding_sizes: list[int] = []  # the largest, and those that requests may ask for if the model names them
     labels: list[str] = []  # of a classifier
     pair_template: str | None = None  # how a query and a document become one prompt, if not as a tokenizer's pair

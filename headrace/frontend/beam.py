@@ -79,7 +79,9 @@ def new_track(
 
 
 class BestTrack(Track):
-    """Gives the ``n`` of its ``num_sequences`` sequences that have the highest log-probability a token, at the end."""
+    """Gives the best ``n`` of its ``num_sequences`` sequences at the end, by their log-probability a token (or a power
+    of their length, of beams).
+    """
 
     def generating(self, wanted: SamplingParams) -> SamplingParams:
         return wanted.clone(n=wanted.num_sequences, best_of=None, logprobs=wanted.logprobs or 0)
@@ -99,7 +101,8 @@ class BestTrack(Track):
         return output
 
     def _score(self, sequence: Sequence) -> float:
-        return (sequence.cumulative_logprob or 0.0) / max(1, len(sequence.token_ids))
+        length = max(1, len(sequence.token_ids))
+        return float((sequence.cumulative_logprob or 0.0) / length**self.wanted.length_penalty)
 
     def report(self) -> FinishedRequest:
         return msgspec.structs.replace(super().report(), n=self.wanted.n, max_tokens=self.wanted.max_tokens)
@@ -119,7 +122,6 @@ class BeamTrack(BestTrack):
         self._max_tokens = params.max_tokens or info.max_model_len - len(admitted.token_ids)
         self._width = params.num_sequences
         self._ends = frozenset([*params.stop_token_ids, *([] if params.ignore_eos else info.eos_token_ids)])
-        self._most_logprobs = info.vocab_size
         self._found: list[Sequence] = []
         self._step = 0
         self._following: dict[int, PositionLogprobs] = {}  # by beam: the tokens that may follow it
@@ -127,7 +129,7 @@ class BeamTrack(BestTrack):
 
     def generating(self, wanted: SamplingParams) -> SamplingParams:
         """Those of one step of one beam: of its likeliest tokens some may end it, and as many as are kept must not."""
-        most = min(max(self._width + len(self._ends), wanted.logprobs or 0), self._most_logprobs)
+        most = min(max(self._width + len(self._ends), wanted.logprobs or 0), self.door.info.vocab_size)
         return SamplingParams(
             temperature=0.0,
             max_tokens=1,
@@ -203,10 +205,6 @@ class BeamTrack(BestTrack):
         length = self._max_tokens if stopping == "never" and penalty > 0 else len(best.token_ids)
         hope = (best.cumulative_logprob or 0.0) / length**penalty
         return stopping is True or hope <= self._score(self._found[-1])
-
-    def _score(self, sequence: Sequence) -> float:
-        length = max(1, len(sequence.token_ids))
-        return float((sequence.cumulative_logprob or 0.0) / length**self.wanted.length_penalty)
 
     def output(self, stream_interval: int = 1) -> RequestOutput | None:
         if not self.finished:

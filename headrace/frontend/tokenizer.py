@@ -63,16 +63,6 @@ class Tokenizer:
         return max(map(len, self.hf.get_vocab()), default=0)
 
     @property
-    def eos_token_id(self) -> int | None:
-        token_id: int | None = self.hf.eos_token_id
-        return token_id
-
-    @property
-    def bos_token(self) -> str | None:
-        token: str | None = self.hf.bos_token
-        return token
-
-    @property
     def chat_template(self) -> str | None:
         template: str | None = self.hf.chat_template
         return template

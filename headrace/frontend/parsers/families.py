@@ -16,6 +16,13 @@ COMMA = r"\s*,\s*(?=\{)"
 # -- tool calls -----------------------------------------------------------------------------------------------------
 
 
+def calls_in(
+    *sections: Calls, signs: tuple[str, ...] | None = None, special: bool = False, short_ids: bool = False
+) -> ToolFormat:
+    """The format of calls in ``sections``; the marker of the first is its sign unless others are given."""
+    return ToolFormat(sections, (sections[0].marker,) if signs is None else signs, special, short_ids)
+
+
 def harmony_calls(marker: str, begin: str) -> Calls:
     """A message to a function; its recipient stands before or after the channel."""
     function = r"to=functions\.(?P<name>[\w.-]{1,256})"
@@ -42,21 +49,20 @@ def listed_calls(marker: str, close: str = "", begin: str | None = None) -> Call
     return Calls(marker=marker, begin=begin + r"\s*\[\s*(?=\{)", again=COMMA, close=r"\s*\]" + close)
 
 
-def tagged_calls(tag: str) -> ToolFormat:
-    """Each call an object in a tag of its own."""
-    return ToolFormat(
-        sections=(Calls(marker=f"<{tag}>", begin=rf"<{tag}>\s*(?=\{{)", end=rf"\s*</{tag}>"),), signs=(f"<{tag}>",)
-    )
+def object_calls(marker: str, end: str = "", begin: str | None = None) -> Calls:
+    """Calls of which each is an object with a marker of its own; ``begin``: what leads to it, if that is more."""
+    begin = regex.escape(marker) if begin is None else begin
+    return Calls(marker=marker, begin=begin + r"\s*(?=\{)", end=end)
 
 
-def invoked_calls(section: str, prefix: str, special: bool = False) -> ToolFormat:
+def invoked_calls(section: str, prefix: str) -> Calls:
     """A section of calls as Anthropic's models write them, in XML whose tags may have a prefix."""
     pairs = Pairs(
         key=rf'\s*<{prefix}parameter name="(?P<key>[^"<>\n]{{1,256}})"(?: string="\w{{4,5}}")?>',
         ends=(f"</{prefix}parameter>",),
         close=f"</{prefix}parameter>",
     )
-    calls = Calls(
+    return Calls(
         marker=f"<{section}>",
         style="pairs",
         begin=f"<{section}>",
@@ -66,7 +72,6 @@ def invoked_calls(section: str, prefix: str, special: bool = False) -> ToolForma
         again=rf"\s*(?=<{prefix}invoke name)",
         close=rf"\s*</{section}>",
     )
-    return ToolFormat(sections=(calls,), signs=(f"<{section}>",), special=special)
 
 
 def llama_calls(marker: str) -> Calls:
@@ -85,13 +90,14 @@ def python_calls(marker: str, close: str) -> Calls:
     )
 
 
-def qwen_calls(marker: str, begin: str, end: str) -> Calls:
+def qwen_calls(marker: str, end: str = "", begin: str | None = None) -> Calls:
     pairs = Pairs(
         key=r"\s*<parameter=(?P<key>[^<>\n]{1,256})>(?:\n|(?=[^\n]))",
         ends=("\n</parameter>", "</parameter>"),
         close=r"\n?</parameter>",
     )
     head = r"\s*<function=(?P<name>[^<>\n]{1,256})>"
+    begin = regex.escape(marker) if begin is None else begin
     return Calls(marker=marker, style="pairs", begin=begin, head=head, pairs=pairs, end=r"\s*</function>" + end)
 
 
@@ -115,150 +121,92 @@ def forced_calls(name: str | None, reasoning: ReasoningFormat | None) -> tuple[C
 
 
 TOOL_FORMATS = {
-    "openai": ToolFormat(
-        sections=(
-            harmony_calls("<|channel|>", r"(?=<)"),
-            harmony_calls("<|start|>", r"<\|start\|>assistant"),
-            harmony_calls("", r"(?=\s*to=)"),
-        ),
-        signs=("<|channel|>",),
+    "openai": calls_in(
+        harmony_calls("<|channel|>", r"(?=<)"),
+        harmony_calls("<|start|>", r"<\|start\|>assistant"),
+        harmony_calls("", r"(?=\s*to=)"),
         special=True,
     ),
-    "seed_oss": ToolFormat(
-        sections=(qwen_calls("<seed:tool_call>", "<seed:tool_call>", r"\s*</seed:tool_call>"),),
-        signs=("<seed:tool_call>",),
+    "seed_oss": calls_in(qwen_calls("<seed:tool_call>", r"\s*</seed:tool_call>")),
+    "qwen3_coder": calls_in(
+        qwen_calls("<tool_call>", r"\s*</tool_call>"), qwen_calls("<function=", begin=r"(?=<)"), signs=("<function=",)
     ),
-    "qwen3_coder": ToolFormat(
-        sections=(
-            qwen_calls("<tool_call>", "<tool_call>", r"\s*</tool_call>"),
-            qwen_calls("<function=", r"(?=<)", ""),
-        ),
-        signs=("<function=",),
-    ),
-    "glm45": ToolFormat(
-        sections=(
-            Calls(
-                marker="<tool_call>",
-                style="pairs",
-                begin="<tool_call>",
-                head=GLM_HEAD,
-                pairs=GLM_PAIRS,
-                end=r"\s*</tool_call>",
-            ),
+    "glm45": calls_in(
+        Calls(
+            marker="<tool_call>",
+            style="pairs",
+            begin="<tool_call>",
+            head=GLM_HEAD,
+            pairs=GLM_PAIRS,
+            end=r"\s*</tool_call>",
         ),
         signs=("<arg_key>",),
     ),
-    "deepseek_v3": ToolFormat(
-        sections=(
-            deepseek_calls(r"function<｜tool▁sep｜>(?P<name>[^<\n]{1,256})\n```json", r"\s*```"),
-            deepseek_calls(r"(?P<name>[^<\n]{1,256})<｜tool▁sep｜>", ""),
-        ),
-        signs=("<｜tool▁calls▁begin｜>",),
+    "deepseek_v3": calls_in(
+        deepseek_calls(r"function<｜tool▁sep｜>(?P<name>[^<\n]{1,256})\n```json", r"\s*```"),
+        deepseek_calls(r"(?P<name>[^<\n]{1,256})<｜tool▁sep｜>", ""),
         special=True,
     ),
-    "mistral": ToolFormat(
-        sections=(
-            listed_calls("[TOOL_CALLS]"),
-            Calls(marker="[TOOL_CALLS]", style="json", begin=r"\[TOOL_CALLS\]", head=MISTRAL_HEAD),
-        ),
-        signs=("[TOOL_CALLS]",),
+    "mistral": calls_in(
+        listed_calls("[TOOL_CALLS]"),
+        Calls(marker="[TOOL_CALLS]", style="json", begin=r"\[TOOL_CALLS\]", head=MISTRAL_HEAD),
         special=True,
         short_ids=True,
     ),
-    "granite": ToolFormat(
-        sections=(
-            listed_calls("<|tool_call|>"),
-            listed_calls("<tool_call>"),
-            listed_calls(""),
-        ),
-        signs=("<|tool_call|>",),
-        special=True,
-    ),
-    "pythonic": ToolFormat(
-        sections=(
-            python_calls("<|python_start|>", r"\s*<\|python_end\|>"),
-            python_calls("", ""),
-        ),
-        signs=("<|python_start|>",),
-        special=True,
-    ),
-    "llama3_json": ToolFormat(
-        sections=(llama_calls("<|python_tag|>"), llama_calls("")),
+    "granite": calls_in(listed_calls("<|tool_call|>"), listed_calls("<tool_call>"), listed_calls(""), special=True),
+    "pythonic": calls_in(python_calls("<|python_start|>", r"\s*<\|python_end\|>"), python_calls("", ""), special=True),
+    "llama3_json": calls_in(
+        llama_calls("<|python_tag|>"),
+        llama_calls(""),
         signs=("<|python_tag|>", "dictionary of argument name and its value"),
         special=True,
     ),
-    "kimi_k2": ToolFormat(
-        sections=(
-            Calls(
-                marker="<|tool_calls_section_begin|>",
-                style="json",
-                begin=r"<\|tool_calls_section_begin\|>",
-                head=rf"\s*<\|tool_call_begin\|>\s*(?:functions\.)?{NAME_BEFORE_NUMBER}\s*<\|tool_call_argument_begin\|>"
-                r"\s*(?=\{)",
-                end=r"\s*<\|tool_call_end\|>",
-                again=r"\s*(?=<\|tool_call_begin\|>)",
-                close=r"\s*<\|tool_calls_section_end\|>",
-            ),
+    "kimi_k2": calls_in(
+        Calls(
+            marker="<|tool_calls_section_begin|>",
+            style="json",
+            begin=r"<\|tool_calls_section_begin\|>",
+            head=rf"\s*<\|tool_call_begin\|>\s*(?:functions\.)?{NAME_BEFORE_NUMBER}\s*<\|tool_call_argument_begin\|>"
+            r"\s*(?=\{)",
+            end=r"\s*<\|tool_call_end\|>",
+            again=r"\s*(?=<\|tool_call_begin\|>)",
+            close=r"\s*<\|tool_calls_section_end\|>",
         ),
-        signs=("<|tool_calls_section_begin|>",),
         special=True,
     ),
-    "minimax_m2": invoked_calls("minimax:tool_call", ""),
-    "deepseek_v32": invoked_calls("｜DSML｜function_calls", "｜DSML｜"),
-    "lfm2": ToolFormat(
-        sections=(python_calls("<|tool_call_start|>", r"\s*<\|tool_call_end\|>"),),
-        signs=("<|tool_call_start|>",),
-        special=True,
-    ),
-    "olmo3": ToolFormat(
-        sections=(
-            Calls(
-                marker="<function_calls>",
-                style="python",
-                begin=r"<function_calls>\s*(?=[A-Za-z_])",
-                head=PYTHON_HEAD,
-                again=r"\s*\n\s*(?=[A-Za-z_])",
-                close=r"\s*</function_calls>",
-            ),
-        ),
-        signs=("<function_calls>",),
-    ),
-    "internlm": ToolFormat(
-        sections=(
-            Calls(
-                marker="<|action_start|>",
-                begin=r"<\|action_start\|>\s*<\|plugin\|>\s*(?=\{)",
-                end=r"\s*<\|action_end\|>",
-            ),
-        ),
-        signs=("<|action_start|>",),
-        special=True,
-    ),
-    "phi4_mini_json": ToolFormat(sections=(listed_calls("functools"),), signs=("functools[",)),
-    "minimax": ToolFormat(
-        sections=(
-            Calls(
-                marker="<tool_calls>",
-                begin=r"<tool_calls>\s*(?=\{)",
-                again=r"\s*(?=\{)",
-                close=r"\s*</tool_calls>",
-            ),
+    "minimax_m2": calls_in(invoked_calls("minimax:tool_call", "")),
+    "deepseek_v32": calls_in(invoked_calls("｜DSML｜function_calls", "｜DSML｜")),
+    "lfm2": calls_in(python_calls("<|tool_call_start|>", r"\s*<\|tool_call_end\|>"), special=True),
+    "olmo3": calls_in(
+        Calls(
+            marker="<function_calls>",
+            style="python",
+            begin=r"<function_calls>\s*(?=[A-Za-z_])",
+            head=PYTHON_HEAD,
+            again=r"\s*\n\s*(?=[A-Za-z_])",
+            close=r"\s*</function_calls>",
         )
     ),
-    "jamba": ToolFormat(sections=(listed_calls("<tool_calls>", r"\s*</tool_calls>"),), signs=("<tool_calls>",)),
-    "granite-20b-fc": ToolFormat(
-        sections=(Calls(marker="<function_call>", begin=r"<function_call>\s*(?=\{)"),), signs=("<function_call>",)
+    "internlm": calls_in(
+        object_calls("<|action_start|>", r"\s*<\|action_end\|>", begin=r"<\|action_start\|>\s*<\|plugin\|>"),
+        special=True,
     ),
-    "xlam": ToolFormat(
-        sections=(
-            listed_calls("[TOOL_CALLS]"),
-            listed_calls("<tool_call>", r"\s*</tool_call>"),
-            listed_calls("```json", r"\s*```"),
-            listed_calls(""),
-        )
+    "phi4_mini_json": calls_in(listed_calls("functools"), signs=("functools[",)),
+    "minimax": calls_in(
+        Calls(marker="<tool_calls>", begin=r"<tool_calls>\s*(?=\{)", again=r"\s*(?=\{)", close=r"\s*</tool_calls>"),
+        signs=(),
     ),
-    "longcat": tagged_calls("longcat_tool_call"),
-    "hermes": tagged_calls("tool_call"),
+    "jamba": calls_in(listed_calls("<tool_calls>", r"\s*</tool_calls>")),
+    "granite-20b-fc": calls_in(object_calls("<function_call>")),
+    "xlam": calls_in(
+        listed_calls("[TOOL_CALLS]"),
+        listed_calls("<tool_call>", r"\s*</tool_call>"),
+        listed_calls("```json", r"\s*```"),
+        listed_calls(""),
+        signs=(),
+    ),
+    "longcat": calls_in(object_calls("<longcat_tool_call>", r"\s*</longcat_tool_call>")),
+    "hermes": calls_in(object_calls("<tool_call>", r"\s*</tool_call>")),
 }
 TOOL_ALIASES = {
     "qwen3_xml": "qwen3_coder",

@@ -42,7 +42,7 @@ class Calls:
     name: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ToolFormat:
     """``signs``: texts of which one is in the chat template of such a model. ``special``: markers are special tokens,
     which must not be left out of the text then. ``short_ids``: calls have ids of nine letters and digits.
