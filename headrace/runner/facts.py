@@ -159,7 +159,11 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
         found["max_tokens"] = most
     if generation.get("do_sample") is False:
         found["temperature"] = 0.0
-    msgspec.convert(found, SamplingParams)  # a broken generation_config.json shows at start-up
+    try:
+        msgspec.convert(found, SamplingParams)
+    except msgspec.ValidationError as error:
+        where = "generation_config.json or --override-generation-config"
+        raise ConfigError(f"{where} has a default that can't be used: {str(error).rstrip('.')}.") from None
     if found:
         logger.info("Sampling defaults of the model: %s (--generation-config vllm turns them off)", found)
     return found

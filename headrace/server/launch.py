@@ -25,6 +25,7 @@ from headrace import logs
 from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.frontend.async_llm import AsyncLLM
+from headrace.frontend.chat import load_chat_template
 from headrace.frontend.progress import startup_progress
 from headrace.server.announce import announce_ready, announce_start
 from headrace.server.app import build_app
@@ -50,6 +51,7 @@ def run_server(config: Config) -> int:
     logs.configure(config.server.uvicorn_log_level, config.server.log_config_file)
     announce_start(config)
     tls = tls_context(config.server)  # now, and not when the model is loaded
+    load_chat_template(config.frontend.chat_template)  # likewise
     listener = bind(config.server)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -109,6 +109,12 @@ def server(**options: Any) -> Iterator[Server]:
 STREAM = {"prompt": "Say", "stream": True}
 
 
+def test_a_chat_template_that_is_not_there_is_told_before_the_model_is_loaded() -> None:
+    with server(model="slow", chat_template="/nowhere") as running:
+        assert running.exit_code() == 1
+        assert "--chat-template /nowhere is neither Jinja text nor a readable file" in running.log[-1]
+
+
 def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
     with server(shutdown_timeout=30) as running:
         url = running.url()
