@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -449,6 +450,13 @@ def test_chat_with_a_server(server: str, capsys: pytest.CaptureFixture[str], mon
     assert [len(body["messages"]) for body in sent] == [1, 3, 3]
     assert (sent[0]["model"], sent[0]["temperature"], sent[0]["max_tokens"]) == ("first", 0.0, 5)
     assert {key for _, _, key in ScriptedServer.requests} == {"Bearer k"}
+
+
+def test_what_a_terminal_cannot_write_is_replaced(server: str) -> None:
+    command = [sys.executable, "-m", "headrace", "chat", "--url", server]
+    streams = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, input=b"\xff\n", capture_output=True, env=streams)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"?\n", b"")
 
 
 def test_complete_with_a_server(server: str, capsys: pytest.CaptureFixture[str]) -> None:
