@@ -4,12 +4,11 @@ Definitions are those of ``vllm bench serve``: TPOT is (latency - TTFT) / (outpu
 linearly as NumPy's do, failed requests count in no latency. Knows no server and no clock.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.bench.load import Outcome
 from headrace.bench.reading import Array, Requests, requests_of
@@ -26,7 +25,6 @@ DETAILS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "generat
 WIDTH = 50
 LATE_SECONDS = 0.01  # from here on an open loop is not what it claims to be
 MOST_REASONS = 10
-SPECULATION = "vllm:spec_decode_num_"
 
 
 def series(requests: Requests) -> dict[str, Array]:
@@ -204,34 +202,3 @@ def reasons(failures: dict[str, int]) -> list[str]:
     lines = [f"{count:>7} × {reason}" for reason, count in shown]
     rest = sum(failures.values()) - sum(count for _, count in shown)
     return [*lines, f"{rest:>7} × other reasons"] if rest else lines
-
-
-def speculation(before: str | None, after: str | None) -> dict[str, Any]:
-    """vLLM's keys on speculative decoding, from a server's /metrics before and after; none if it doesn't speculate."""
-    counts = drafts_in(after or "")
-    for name, count in drafts_in(before or "").items():
-        counts[name] -= count
-    drafts, tokens, accepted = (counts[name] for name in ("drafts", "draft_tokens", "accepted_tokens"))
-    if not drafts:
-        return {}
-    positions = sorted((name for name in counts if name.isdecimal()), key=int)
-    return {
-        "spec_decode_acceptance_rate": 100 * accepted / tokens,
-        "spec_decode_acceptance_length": 1 + accepted / drafts,
-        "spec_decode_num_drafts": int(drafts),
-        "spec_decode_draft_tokens": int(tokens),
-        "spec_decode_accepted_tokens": int(accepted),
-        "spec_decode_per_position_acceptance_rates": [counts[name] / drafts for name in positions],
-    }
-
-
-def drafts_in(metrics: str) -> defaultdict[str, float]:
-    """vLLM's counters of speculative decoding by name, over all engines; of a position by its number."""
-    counts: defaultdict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(metrics):
-        if family.name.startswith(SPECULATION):
-            for sample in family.samples:
-                if sample.name.endswith("_total"):
-                    name = sample.labels.get("position") or family.name.removeprefix(SPECULATION)
-                    counts[name] += sample.value
-    return counts

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.bench.limits import Work
 from headrace.bench.measures import crowd
@@ -78,17 +77,3 @@ def lines_of(result: dict[str, Any], load: Served) -> list[str]:
                 f"  {name}  {limit:.2f} ms, {limit / seconds / 1000:.1%} of it reached; {what.format(**result)}"
             )
     return [*said, f"  Whole run: MBU {result['mbu']:.1%}, MFU {result['mfu']:.1%}"]
-
-
-def cached_share(before: str | None, after: str | None) -> float:
-    """The part of the prompts' tokens that the prefix cache had, from a server's metrics before and after a load."""
-    hits, queries = (
-        total(after, f"vllm:prefix_cache_{what}_total") - total(before, f"vllm:prefix_cache_{what}_total")
-        for what in ("hits", "queries")
-    )
-    return hits / queries if queries > 0 else 0.0
-
-
-def total(metrics: str | None, name: str) -> float:
-    families = text_string_to_metric_families(metrics or "")
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from prometheus_client.parser import text_string_to_metric_families
 
 import headrace
 from headrace.bench import snapshot
 from headrace.bench.capacity import saturation_sentence, slo_sentence
 from headrace.bench.files import read_json
+from headrace.bench.metrics import differences
 from headrace.bench.parameters import SUITES
 from headrace.bench.reading import Result, find, natural
 from headrace.config import nearest
@@ -23,7 +23,6 @@ from headrace.errors import ConfigError
 
 ORDER = {suite: number for number, suite in enumerate((*SUITES, "slo"))}
 LOG_LINES = 80  # of a server's log that the page shows
-UNIMPORTANT = re.compile(r"(process|python)_\w+|\w+:?\w*_created")  # metrics
 LEDGER_ROW = re.compile(r"^[│|┃]\s*(\S.*?)\s*[│|┃]\s*([\d.]+)\s*[│|┃]\s*([\d.]*)\s*[│|┃]\s*$", re.MULTILINE)  # ours
 LEDGER_LINES = (  # vLLM's: the stage, its seconds, its GiB, and what else is said
     ("weights read", r"Loading weights took (?P<seconds>[\d.]+) seconds"),
@@ -172,27 +171,3 @@ def metrics(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
             changed = [row for row in rows if row["difference"]]
             found[server] = {"changed": changed, "same": [row for row in rows if not row["difference"]]}
     return found
-
-
-def differences(before: str, after: str) -> list[dict[str, Any]]:
-    """A row for each series of Prometheus' text; a histogram is its count, with the mean of what came in between."""
-    old, new = samples(before), samples(after)
-    rows = []
-    for (name, labels), value in new.items():
-        if name.endswith(("_bucket", "_sum")) or UNIMPORTANT.fullmatch(name):
-            continue
-        earlier = old.get((name, labels), 0.0)
-        row = {"name": name, "labels": labels, "before": earlier, "after": value, "difference": value - earlier}
-        total = (name.removesuffix("_count") + "_sum", labels)
-        if name.endswith("_count") and total in new and row["difference"]:
-            row["mean"] = (new[total] - old.get(total, 0.0)) / (value - earlier)
-        rows.append(row)
-    return rows
-
-
-def samples(text: str) -> dict[tuple[str, str], float]:
-    return {
-        (sample.name, ", ".join(f"{key}={value}" for key, value in sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }

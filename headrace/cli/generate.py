@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.bench.files import unreadable
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from
 from headrace.cli.talk import add_sampling, sampling_of
 from headrace.errors import ConfigError
@@ -61,7 +62,7 @@ def read(path: str) -> str:
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt-file {path} can't be read: {getattr(error, 'strerror', error)}.") from None
+        raise unreadable(path, error, "--prompt-file") from None
 
 
 def as_json(output: "RequestOutput") -> dict[str, Any]:

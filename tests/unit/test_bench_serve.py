@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.bench import datasets, measures, results
+from headrace.bench import datasets, files, measures
 from headrace.bench.api import Reply
 from headrace.bench.client import Target
 from headrace.bench.datasets import Sample
 from headrace.bench.load import Load, Outcome, Request, Share
+from headrace.bench.metrics import speculation
 from headrace.bench.serve import Plan, RampUp, arrivals
 from headrace.cli.main import main
 from tests.unit.scripted_server import Call, ScriptedServer
@@ -157,12 +158,13 @@ def test_speculation_out_of_metrics() -> None:
             f"accepted_tokens_total {first + second}",
         ]
         lines += [f'accepted_tokens_per_pos_total{{position="{i}"}} {n}' for i, n in enumerate((first, second))]
-        return "".join(f"# TYPE {name(line)} counter\nvllm:spec_decode_num_{line}\n" for line in lines)
+        created = [line.replace("_total", "_created") for line in lines]
+        return "".join(f"# TYPE {name(line)} counter\nvllm:spec_decode_num_{line}\n" for line in [*lines, *created])
 
     def name(line: str) -> str:
         return "vllm:spec_decode_num_" + re.split(r"[ {]", line)[0]
 
-    found = measures.speculation(metrics(10, 5, 1), metrics(30, 20, 6))
+    found = speculation(metrics(10, 5, 1), metrics(30, 20, 6))
     assert found == {
         "spec_decode_acceptance_rate": 50.0,
         "spec_decode_acceptance_length": 2.0,
@@ -171,7 +173,7 @@ def test_speculation_out_of_metrics() -> None:
         "spec_decode_accepted_tokens": 20,
         "spec_decode_per_position_acceptance_rates": [0.75, 0.25],
     }
-    assert measures.speculation(None, metrics(0, 0, 0)) == {}
+    assert speculation(None, metrics(0, 0, 0)) == {}
 
 
 # -- the whole command ----------------------------------------------------------------------------------------------
@@ -394,7 +396,7 @@ def test_a_full_disk_costs_no_result(
         return write_text(path, text)
 
     monkeypatch.setattr(Path, "write_text", failing)
-    monkeypatch.setattr(results.tempfile, "gettempdir", lambda: str(elsewhere))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(elsewhere))
     with ScriptedServer(paced) as server:
         assert bench(server, "--num-prompts", "2", "--save-result", "--result-dir", str(full)) == 1
     err = capsys.readouterr().err

@@ -8,7 +8,8 @@ from headrace.bench.devices import device_called, device_reported
 from headrace.bench.limits import Ceilings, Work
 from headrace.bench.load import Outcome
 from headrace.bench.measures import measure
-from headrace.bench.reached import cached_share, lines_of, reached, served
+from headrace.bench.metrics import cached_share
+from headrace.bench.reached import lines_of, reached, served
 from headrace.bench.roofline import Setting, speed_of
 from headrace.config import Config
 from headrace.types import StepCost

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.bench.plot import FIGURES, frontier, sorted_tpot, sorted_ttft
+from headrace.bench.metrics import differences
+from headrace.bench.plot import FIGURES, frontier
 from headrace.bench.reading import load, requests_of
-from headrace.bench.report import differences, ledger, report
+from headrace.bench.report import ledger, report
 from headrace.cli.main import main
 
 
@@ -71,8 +72,8 @@ def test_requests_come_from_vllms_keys() -> None:
 def test_the_homeworks_two_figures(files: list[Path]) -> None:
     results = load(files)
     assert [r.name for r in results] == ["1 GPU", "tp=2", "four"]
-    for draw, heights in ((sorted_ttft, [100, 200, 300]), (sorted_tpot, [20, 50])):
-        figure = draw(results)
+    for name, heights in (("ttft-sorted", [100, 200, 300]), ("tpot-sorted", [20, 50])):
+        figure = FIGURES[name](results)
         assert figure is not None
         lines = figure.axes[0].lines
         assert [line.get_label() for line in lines] == ["1 GPU", "tp=2", "four"]

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench.files import write_json, writing
+from headrace.bench.files import check_directory, write_json, writing
 from headrace.bench.numbers import from_zero, positive
-from headrace.bench.results import check_directory
 from headrace.cli.main import SIGINT_EXIT
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
 from headrace.errors import HeadraceError

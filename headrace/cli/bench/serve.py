@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from headrace import remote
-from headrace.bench import datasets, measures, results, serve
+from headrace.bench import datasets, files, measures, metrics, serve
 from headrace.bench.client import Target
 from headrace.bench.load import Request
 from headrace.bench.reading import as_csv, as_text, rows_of
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
     if saves:
-        results.check_directory((directory / (arguments.result_filename or "by default")).parent, "--result-dir")
+        files.check_directory((directory / (arguments.result_filename or "by default")).parent, "--result-dir")
     base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
     route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
     url = f"{base}/{route.lstrip('/')}"
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = heading(arguments, root, tokenizer, len(plan.requests)) | measures.measure(
         done.outcomes, done.duration, arguments.percentile_metrics, arguments.metric_percentiles, arguments.goodput
     )
-    result |= measures.speculation(before, after)
+    result |= metrics.speculation(before, after)
     result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
     said = judged(speed, result, before, after)
     print_result(arguments, plan, done, result)
@@ -173,7 +173,7 @@ def judged(speed: "Speed | str", result: dict[str, Any], before: str | None, aft
         return []
     from headrace.bench import reached
 
-    load = reached.served(result, reached.cached_share(before, after))
+    load = reached.served(result, metrics.cached_share(before, after))
     result |= reached.reached(speed, load)
     return reached.lines_of(result, load)
 
@@ -199,14 +199,14 @@ def print_result(arguments: argparse.Namespace, plan: Plan, done: Run, result: d
 
 def save(arguments: argparse.Namespace, directory: Path, result: dict[str, Any]) -> list[str]:
     """Save the result, with details also the figures of each request as text and CSV. Returns what went wrong."""
-    path = directory / (arguments.result_filename or results.file_name(result))
+    path = directory / (arguments.result_filename or files.result_name(result))
     siblings = {}
     if arguments.save_detailed:
         rows = rows_of(result)
         siblings = {".requests.csv": as_csv(rows), ".requests.txt": as_text(rows)}
     else:
         result = {key: value for key, value in result.items() if key not in measures.DETAILS}
-    trouble = results.save(path, result, arguments.append_result, siblings)
+    trouble = files.save_result(path, result, arguments.append_result, siblings)
     if not trouble:
         print(f"Saved {path}")
     return trouble
