@@ -33,15 +33,7 @@ AWQ = WeightFormat("awq", 4, 128, 16 + 4)  # a float16 scale and a 4-bit zero po
 GPTQ = WeightFormat("gptq", 4, 128, 16 + 4)
 FP8 = WeightFormat("fp8", 8, number="fp8")
 INT8 = WeightFormat("int8", 8, scale_bits=32, number="int8")  # W8A8: a float32 scale for each output
-NAMED = {
-    "awq": AWQ,
-    "awq_marlin": AWQ,
-    "gptq": GPTQ,
-    "gptq_marlin": GPTQ,
-    "fp8": FP8,
-    "int8": INT8,
-    "w8a8": INT8,
-}
+NAMED = {"awq": AWQ, "awq_marlin": AWQ, "gptq": GPTQ, "gptq_marlin": GPTQ, "fp8": FP8, "int8": INT8, "w8a8": INT8}
 CACHE_DTYPES = {
     "auto": None,  # the model's own
     "bfloat16": torch.bfloat16,

@@ -36,14 +36,18 @@ GRAPH_BYTES = 85 * 2**20  # of all captured steps beside what each leaves: they 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is planned: an engine's configuration, and what is asked of it beside, be it still to come."""
+    """What is planned: an engine's configuration, which may ask for what is still to come, and its device."""
 
     config: Config
     device: Device
-    tensor: int = 1
-    pipeline: int = 1
-    quantization: str | None = None
-    kv_cache_dtype: str = "auto"
+
+    @property
+    def tensor(self) -> int:
+        return self.config.parallel.tensor_parallel_size
+
+    @property
+    def pipeline(self) -> int:
+        return self.config.parallel.pipeline_parallel_size
 
     @property
     def place(self) -> torch.device:
@@ -157,11 +161,9 @@ def found(config: Config) -> source.ModelFiles:
 
 def missing(setting: Setting, hf_config: PretrainedConfig) -> list[str]:
     """Why Headrace couldn't run this today, a sentence each, in the words of what would refuse it."""
-    notes = []
-    asked: dict[str, Any] = {"tensor_parallel_size": setting.tensor, "pipeline_parallel_size": setting.pipeline}
-    asked |= {"kv_cache_dtype": setting.kv_cache_dtype, "quantization": setting.quantization}
+    notes, quantization = [], setting.config.features.quantization
     try:
-        Config.from_kwargs(**{name: value for name, value in asked.items() if value != "none"})
+        setting.config.replace(quantization=None if quantization == "none" else quantization)
     except ConfigError as error:
         notes.append(str(error))
     try:
@@ -177,11 +179,12 @@ def described(setting: Setting, hf_config: PretrainedConfig, facts: Facts) -> Mo
     """The model to plan for, also where its quantization or its attention is still to come."""
     scheme = getattr(hf_config, "quantization_config", None) or {}
     scheme = scheme if isinstance(scheme, dict) else scheme.to_dict()
-    form = weight_format(setting.quantization, scheme)
+    asked = setting.config.features
+    form = weight_format(asked.quantization, scheme)
     if scheme.get("quant_method") != "gguf":
         hf_config.quantization_config = None
     spec, latent = spec_of(hf_config, facts.max_model_len)
-    return Model(spec, latent, facts.dtype, cache_dtype(setting.kv_cache_dtype, facts.dtype), form)
+    return Model(spec, latent, facts.dtype, cache_dtype(asked.kv_cache_dtype, facts.dtype), form)
 
 
 def spec_of(hf_config: PretrainedConfig, max_model_len: int) -> tuple[Spec, Latent | None]:

@@ -9,25 +9,15 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
+from headrace.bench.files import unreadable
 from headrace.config import GROUPS, OPTIONS, SPELLINGS, Config, Option, find_option, nearest
+from headrace.config.profiler import VARIABLE
 from headrace.errors import ConfigError
 
-TITLES = {
-    "model": "model",
-    "load": "loading",
-    "cache": "KV cache",
-    "scheduler": "scheduling",
-    "frontend": "text",
-    "parsers": "tool calls and reasoning",
-    "server": "server",
-    "profiling": "profiling",
-    "parallel": "several devices and hosts",
-    "features": "features still to come (refused until then)",
-    "legacy": "older spellings, and settings that change nothing here",
-}
 ENGINE_GROUPS = tuple(group for group in GROUPS if group != "server")
 PREFIX = "option:"  # of the attributes that hold configuration options among a command's own arguments
 
@@ -148,15 +138,15 @@ def add_options(parser: FlagParser, groups: Iterable[str] = tuple(GROUPS)) -> No
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help=OPTIONS["model"].facts.help)
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; those on the command line win.")
     for group in groups:
-        section = parser.add_argument_group(TITLES[group])
+        section = parser.add_argument_group((GROUPS[group].__doc__ or group).rstrip("."))
         for option in OPTIONS.values():
             if option.group == group:
-                add_option(parser, section, option)
+                add_option(section, option)
 
 
-def add_option(parser: FlagParser, section: Any, option: Option) -> None:
+def add_option(section: Any, option: Option) -> None:
     facts = option.facts
-    flags = [flag for flag in (option.flag, *facts.aliases) if flag not in parser._option_string_actions]
+    flags = [flag for flag in (option.flag, *facts.aliases) if flag not in section._option_string_actions]
     settings: dict[str, Any] = {
         "dest": PREFIX + option.name,
         "default": argparse.SUPPRESS,
@@ -187,12 +177,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
         if not attribute.startswith(PREFIX):
             continue
         option = OPTIONS[attribute.removeprefix(PREFIX)]
-        if option.kind is dict:
-            parts = [option.parse(text) for text in value]
-            value = parts[0]
-            for part in parts[1:]:
-                value = merged(value, part)
-        given[option.name] = value
+        given[option.name] = reduce(merged, map(option.parse, value)) if option.kind is dict else value
     positional = arguments.model_argument
     if positional is not None:
         if given.get("model", positional) != positional:
@@ -232,7 +217,7 @@ def environment() -> dict[str, Any]:
         values["uvicorn_log_level"] = level.lower()
     if directory := os.environ.get("VLLM_TORCH_PROFILER_DIR"):
         values["profiler_config"] = {"profiler": "torch", "torch_profiler_dir": directory}
-    if settings := os.environ.get("HEADRACE_PROFILER_CONFIG"):  # set by `headrace profile` for its command
+    if settings := os.environ.get(VARIABLE):  # set by `headrace profile` for its command
         values["profiler_config"] = settings
     return values
 
@@ -244,7 +229,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} can't be read: {getattr(error, 'strerror', error)}.") from None
+        raise unreadable(path, error, "--config") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):

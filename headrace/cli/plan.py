@@ -10,12 +10,12 @@ from headrace.config import OPTIONS, Config
 from headrace.errors import ConfigError
 
 TAKEN = (  # the engine's options that a plan depends on
+    *("tensor_parallel_size", "pipeline_parallel_size", "quantization", "kv_cache_dtype"),
     *("model", "revision", "hf_token", "download_dir", "trust_remote_code", "hf_overrides", "dtype"),
     *("max_model_len", "allow_long_max_model_len", "disable_sliding_window", "enforce_eager"),
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_kv_cache_gb", "block_size"),
     *("max_num_batched_tokens", "max_num_seqs"),
 )
-ASKED = ("tensor_parallel_size", "pipeline_parallel_size", "quantization", "kv_cache_dtype")
 BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
@@ -27,21 +27,19 @@ def add_arguments(parser: FlagParser) -> None:
     parser.add_argument("--context", type=positive, metavar="N", help="Tokens of a prompt, and of each in the cache.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     section = parser.add_argument_group("engine")
-    for name in (*ASKED, *TAKEN):
-        add_option(parser, section, OPTIONS[name])
+    for name in TAKEN:
+        add_option(section, OPTIONS[name])
 
 
 def run(arguments: argparse.Namespace) -> int:
-    options = given_options(arguments)
-    asked = {name: OPTIONS[name].parse(options.pop(name, None)) for name in ASKED}
-    config = Config.from_kwargs(load_format="dummy", **options)
+    config = Config.planned(load_format="dummy", **given_options(arguments))
     from headrace.bench import devices, roofline
 
     if bool(arguments.device) == bool(arguments.device_spec):
         raise ConfigError("a plan needs a device: --device, such as h200, or --device-spec with a file.")
     name, spec = arguments.device, arguments.device_spec
     device = devices.device_called(name) if name else devices.device_in(spec)
-    result = roofline.plan(roofline.Setting(config, device, *asked.values()), arguments.batch_size, arguments.context)
+    result = roofline.plan(roofline.Setting(config, device), arguments.batch_size, arguments.context)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

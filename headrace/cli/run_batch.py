@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from headrace import logs
+from headrace.cli.main import SIGINT_EXIT
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_option, add_options, options_from
 from headrace.config import OPTIONS, Config
 from headrace.errors import ConfigError
@@ -17,7 +18,6 @@ SHARED = (
     *("enable_prompt_tokens_details", "enable_force_include_usage", "return_tokens_as_token_ids"),
     *("enable_log_requests", "max_request_bytes", "disable_log_stats"),
 )
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def add_arguments(parser: FlagParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: FlagParser) -> None:
     add("--port", default="8000", metavar="N", help="[8000]")
     section = parser.add_argument_group("answers and logs")
     for name in SHARED:
-        add_option(parser, section, OPTIONS[name])
+        add_option(section, OPTIONS[name])
     add_options(parser, ENGINE_GROUPS)
     parser.usage = "%(prog)s -i FILE -o FILE [MODEL] [FLAG …]"
 
@@ -87,7 +87,7 @@ def answer(arguments: argparse.Namespace, config: Config, source: Path, output: 
             print(
                 f"{error} {job.answered} of {job.total} lines are answered: run this again to go on.", file=sys.stderr
             )
-            return INTERRUPTED
+            return SIGINT_EXIT
         job.complete()
         failures = f", {job.failed} of them with an error" if job.failed else ""
         print(f"{job.total} lines are answered{failures}: {output}", file=sys.stderr)

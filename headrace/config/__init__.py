@@ -9,7 +9,7 @@ import difflib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import msgspec
 
@@ -34,46 +34,16 @@ __all__ = [
     "MODEL_LEN_THAT_FITS",
     "OPTIONS",
     "AsyncEngineArgs",
-    "CacheOptions",
     "Config",
     "EngineArgs",
-    "FeatureOptions",
-    "FrontendOptions",
-    "LegacyOptions",
-    "LoadOptions",
-    "ModelOptions",
     "Option",
-    "ParallelOptions",
-    "ParserOptions",
     "ProfilerSettings",
-    "ProfilingOptions",
-    "SchedulerOptions",
     "ServerOptions",
     "find_option",
     "profiler_settings",
 ]
 
 log = logging.getLogger(__name__)
-
-GROUPS: dict[str, type] = {
-    "model": ModelOptions,
-    "load": LoadOptions,
-    "cache": CacheOptions,
-    "scheduler": SchedulerOptions,
-    "frontend": FrontendOptions,
-    "parsers": ParserOptions,
-    "server": ServerOptions,
-    "profiling": ProfilingOptions,
-    "parallel": ParallelOptions,
-    "features": FeatureOptions,
-    "legacy": LegacyOptions,
-}
-OPTIONS: dict[str, Option] = {option.name: option for option in options_of(GROUPS)}
-SPELLINGS: dict[str, str] = {
-    spelling.lstrip("-").replace("-", "_"): option.name
-    for option in OPTIONS.values()
-    for spelling in (option.flag, *option.facts.aliases)
-}
 
 
 @dataclass(frozen=True)
@@ -104,18 +74,24 @@ class Config:
             log.warning(note)
         return config
 
+    @classmethod
+    def planned(cls, **options: Any) -> Self:
+        """The same, but for what this version does not have yet: that may be asked for, to plan with."""
+        return cls._build({}, options, refuse=False)
+
     def replace(self, **options: Any) -> Self:
         """A copy with ``options`` changed, checked as in ``from_kwargs``."""
         return self._build(self.flat(), options)
 
     @classmethod
-    def _build(cls, base: dict[str, Any], given: dict[str, Any]) -> Self:
+    def _build(cls, base: dict[str, Any], given: dict[str, Any], refuse: bool = True) -> Self:
         values = dict(base)
         for name, value in given.items():
             option = find_option(name)
             values[option.name] = option.parse(value)
         modernize(values)
-        refuse_later(values)
+        if refuse:
+            refuse_later(values)
         groups = {
             group: declared(**{f.name: values[f.name] for f in dataclasses.fields(declared) if f.name in values})
             for group, declared in GROUPS.items()
@@ -174,6 +150,13 @@ class Config:
 
 
 EngineArgs = AsyncEngineArgs = Config.from_kwargs
+GROUPS: dict[str, type] = get_type_hints(Config)
+OPTIONS: dict[str, Option] = {option.name: option for option in options_of(GROUPS)}
+SPELLINGS: dict[str, str] = {
+    spelling.lstrip("-").replace("-", "_"): option.name
+    for option in OPTIONS.values()
+    for spelling in (option.flag, *option.facts.aliases)
+}
 
 
 def find_option(name: str) -> Option:

@@ -8,8 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +16,7 @@ from headrace.errors import ConfigError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Option:
         if value is None:
             return self.default
         if self.kind is list:
-            value = [part for entry in as_list(value) for part in split_json_list(entry)]
-            value = [self._parse_one(entry, self.item) for entry in value]
+            entries = value if isinstance(value, list | tuple) else [value]
+            value = [self._parse_one(part, self.item) for entry in entries for part in split_json_list(entry)]
         else:
             value = self._parse_one(value, self.kind)
         try:
@@ -139,16 +139,10 @@ class Option:
         for entry in value if isinstance(value, list) else [value]:
             if entry is None or (facts.auto is not None and entry == facts.auto):
                 continue
-            if facts.choices and entry not in facts.choices:
+            too_small = facts.minimum is not None and not entry >= facts.minimum  # NaN, too
+            too_large = facts.maximum is not None and not entry <= facts.maximum
+            if too_small or too_large or (facts.choices and entry not in facts.choices):
                 raise self.wrong(entry)
-            if facts.minimum is not None and not entry >= facts.minimum:
-                raise self.wrong(entry)
-            if facts.maximum is not None and not entry <= facts.maximum:
-                raise self.wrong(entry)
-
-
-def as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
 
 
 def split_json_list(value: Any) -> list[Any]:
@@ -194,3 +188,12 @@ def options_of(groups: dict[str, type]) -> list[Option]:
         for group, declared in groups.items()
         for field in dataclasses.fields(declared)
     ]
+
+
+def settings_in(flag: str, value: dict[str, Any] | None, kind: type[T]) -> T:
+    """The JSON object of an option as the struct that declares its keys. Raises ConfigError for what it can't hold."""
+    try:
+        return msgspec.convert(value or {}, kind)
+    except msgspec.ValidationError as error:
+        keys = ", ".join(kind.__struct_fields__)
+        raise ConfigError(f"{flag} can't be used ({error}); its keys are {keys}.") from None

@@ -1,14 +1,16 @@
 """The option of profiling, and the keys of its JSON object, which are vLLM's. Records nothing itself."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from headrace.config.option import option
+from headrace.config.option import option, settings_in
 from headrace.errors import ConfigError
 
 DEFAULT_DIRECTORY = "headrace_profile"
+VARIABLE = "HEADRACE_PROFILER_CONFIG"  # of the environment: --profiler-config for whatever command runs in it
+Steps = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class ProfilerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     torch_profiler_use_gzip: bool = True
     torch_profiler_dump_cuda_time_total: bool = False  # torch's own table, beside the trace
     ignore_frontend: bool = True
-    delay_iterations: int = 0  # steps to let pass first
-    wait_iterations: int = 0  # the same, of torch's schedule
-    warmup_iterations: int = 0  # steps with the profiler on whose events are thrown away
-    active_iterations: int = 5  # steps to record, where one of the two above is set
-    max_iterations: int = 0  # steps to record; 0: until told to stop
+    delay_iterations: Steps = 0  # steps to let pass first
+    wait_iterations: Steps = 0  # the same, of torch's schedule
+    warmup_iterations: Steps = 0  # steps with the profiler on whose events are thrown away
+    active_iterations: Steps = 5  # steps to record, where one of the two above is set
+    max_iterations: Steps = 0  # steps to record; 0: until told to stop
     autostart: bool = False  # from the first step on, without /start_profile
 
     @property
@@ -57,15 +59,7 @@ class ProfilerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def profiler_settings(value: dict[str, Any] | None) -> ProfilerSettings | None:
     """What --profiler-config asks for; None if it names no profiler. Raises ConfigError for a key or value it can't."""
-    try:
-        settings = msgspec.convert(value or {}, ProfilerSettings)
-    except msgspec.ValidationError as error:
-        keys = ", ".join(ProfilerSettings.__struct_fields__)
-        raise ConfigError(f"--profiler-config can't be used ({error}); its keys are {keys}.") from None
-    counts = ("delay_iterations", "wait_iterations", "warmup_iterations", "active_iterations", "max_iterations")
-    for name in counts:
-        if getattr(settings, name) < 0:
-            raise ConfigError(f"--profiler-config's {name} must be at least 0, got {getattr(settings, name)}.")
+    settings = settings_in("--profiler-config", value, ProfilerSettings)
     if not settings.ignore_frontend:
         raise ConfigError(
             "--profiler-config records the engine alone, so ignore_frontend can't be false: "

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.config.option import settings_in
 from headrace.errors import ConfigError
 
 BACKENDS = ("auto", "guidance", "llguidance", "xgrammar", "outlines", "lm-format-enforcer")
@@ -21,11 +22,7 @@ class StructuredSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True
 
 def structured_settings(value: dict[str, Any]) -> StructuredSettings:
     """Raises ``ConfigError`` for an unknown key or a value out of place."""
-    try:
-        settings = msgspec.convert(value, StructuredSettings)
-    except msgspec.ValidationError as error:
-        keys = ", ".join(StructuredSettings.__struct_fields__)
-        raise ConfigError(f"--structured-outputs-config can't be used ({error}); its keys are {keys}.") from None
+    settings = settings_in("--structured-outputs-config", value, StructuredSettings)
     if settings.backend not in BACKENDS:
         names = ", ".join(BACKENDS)
         raise ConfigError(f"--structured-outputs-config's backend must be one of {names}, got {settings.backend!r}.")

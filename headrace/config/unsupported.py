@@ -10,6 +10,8 @@ from typing import Any
 from headrace.config.option import option
 
 ONE_DEVICE = "one device needs no coordination"
+FIXED_KERNELS = "its kernels are not compiled by torch.compile"
+OWN_FORMATS = "formats of your own (vLLM's plugins are subclasses of its parsers)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ParallelOptions:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Features still to come."""
+    """Features still to come, refused until then."""
 
     quantization: str | None = option(
         None, "Compute with quantized weights.", aliases=("-q",), later="quantized compute", neutral=("gguf",)
@@ -97,18 +99,8 @@ class FeatureOptions:
     spec_method: str | None = option(None, "How to draft.", later="speculative decoding")
     spec_model: str | None = option(None, "What drafts.", later="speculative decoding")
     spec_tokens: int | None = option(None, "Tokens to draft.", minimum=0, later="speculative decoding", neutral=(0,))
-    tool_parser_plugin: str | None = option(
-        None,
-        "Your own tool call format.",
-        later="formats of your own (vLLM's plugins are subclasses of its parsers)",
-        neutral=("",),
-    )
-    reasoning_parser_plugin: str | None = option(
-        None,
-        "Your own reasoning format.",
-        later="formats of your own (vLLM's plugins are subclasses of its parsers)",
-        neutral=("",),
-    )
+    tool_parser_plugin: str | None = option(None, "Your own tool call format.", later=OWN_FORMATS, neutral=("",))
+    reasoning_parser_plugin: str | None = option(None, "Your own reasoning format.", later=OWN_FORMATS, neutral=("",))
     allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
     allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")
     limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="media in prompts")
@@ -131,9 +123,6 @@ class FeatureOptions:
     safetensors_load_strategy: str | None = option(
         None, "How files are read.", later="another way to read than memory mapping", neutral=("lazy",)
     )
-
-
-FIXED_KERNELS = "its kernels are not compiled by torch.compile"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import httpx
 import msgspec
 
 from headrace.command import need_command, words_of
+from headrace.config.profiler import VARIABLE
 from headrace.errors import ConfigError, HeadraceError
 from headrace.remote import profile, text_of
 
-SETTINGS = "HEADRACE_PROFILER_CONFIG"  # read by the command line, as --profiler-config
 STEPS_METRIC = re.compile(r"^vllm:iteration_tokens_total_count(?:\{.*\})? (\S+)", re.MULTILINE)
 OURS = "vllm:"  # what the names of metrics begin with where steps are counted
 POLL_SECONDS = 0.05
@@ -40,16 +40,16 @@ def record_command(
     command: Sequence[str], directory: Path, skipped: int, steps: int, quiet: bool
 ) -> tuple[int, list[Path]]:
     """Run a command whose engine records ``steps`` steps after the ``skipped`` first; its exit code, the traces."""
-    settings = {
-        "profiler": "torch",
-        "torch_profiler_dir": str(directory.absolute()),
-        "delay_iterations": skipped,
-        "max_iterations": steps,
-        "autostart": True,
-    }
-    started = time.time()
-    code = run_command(command, quiet, {SETTINGS: msgspec.json.encode(settings).decode()})
+    started, environment = time.time(), telling("torch", skipped, steps, torch_profiler_dir=str(directory.absolute()))
+    code = run_command(command, quiet, environment)
     return code, traces_since(directory, started)
+
+
+def telling(profiler: str, skipped: int, steps: int, **further: str) -> dict[str, str]:
+    """The environment by which the engine of a command of ours knows to record so many steps."""
+    limits = {"delay_iterations": skipped, "max_iterations": steps}
+    settings = {"profiler": profiler, "autostart": True} | limits | further
+    return {VARIABLE: msgspec.json.encode(settings).decode()}
 
 
 def traces_since(directory: Path, started: float) -> list[Path]:

@@ -1,12 +1,13 @@
 """A trace as figures: time by kernel and by class of work, how busy the device was, and its gaps between steps."""
 
-import bisect
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from headrace.profiling.classes import ALL_REDUCE, CLASSES, IDLE, class_of
 from headrace.profiling.trace import NO_STEP, Activity, Trace
@@ -147,11 +148,11 @@ def host_gaps(by_device: dict[int, list[Activity]], busy: dict[int, list[Interva
 
 
 def idle_between(windows: Sequence[Interval], busy: Sequence[Interval]) -> list[float]:
-    """How long nothing ran in each of the ``windows``; both are by time, and ``busy`` has no overlaps."""
-    idle, first = [], 0
-    for begin, end in windows:
-        while first < len(busy) and busy[first][1] <= begin:
-            first += 1
-        inside = busy[first : bisect.bisect_left(busy, (end,), first)]
-        idle.append(max(0.0, end - begin) - sum(min(until, end) - max(since, begin) for since, until in inside))
-    return idle
+    """How long nothing ran in each of the ``windows``; ``busy`` is by time and has no overlaps."""
+    edges = np.ravel(busy)
+    lengths = np.diff(edges)
+    lengths[1::2] = 0  # between two stretches nothing runs
+    ran = np.concatenate([[0.0], np.cumsum(lengths)])  # up to each edge
+    begins, ends = np.reshape(windows, (-1, 2)).T
+    idle = ends - begins - np.interp(ends, edges, ran) + np.interp(begins, edges, ran)
+    return np.maximum(idle, 0.0).tolist()

@@ -18,11 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from headrace.command import words_of
 from headrace.errors import ConfigError
-from headrace.profiling.capture import SETTINGS
+from headrace.profiling.capture import telling
 
 TOOLS = {
     "nsys": "Install Nsight Systems' command line from developer.nvidia.com/nsight-systems.",
@@ -69,8 +67,7 @@ def nsys(program: str, words: list[str], output: Path, skipped: int, steps: int 
     flags = [*NSYS_FLAGS, "--force-overwrite=true", f"--output={output.with_suffix('')}"]
     environment = {}
     if steps is not None:
-        settings = {"profiler": "cuda", "autostart": True, "delay_iterations": skipped, "max_iterations": steps}
-        environment = {SETTINGS: msgspec.json.encode(settings).decode()}
+        environment = telling("cuda", skipped, steps)
         flags += ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"]
     elif any(word.replace("_", "-").startswith("--profiler-config") for word in words):
         flags += ["--capture-range=cudaProfilerApi", "--capture-range-end=repeat"]

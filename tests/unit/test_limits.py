@@ -57,8 +57,8 @@ def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_server_is_judged_by_what_its_requests_needed(ranks: int) -> None:
-    config = Config.from_kwargs(model="llama-3.1-8b", load_format="dummy", max_model_len=4096)
-    speed = speed_of(Setting(config, device_called("h200"), ranks))
+    options = {"load_format": "dummy", "max_model_len": 4096, "tensor_parallel_size": ranks}
+    speed = speed_of(Setting(Config.planned(model="llama-3.1-8b", **options), device_called("h200")))
     ttft, tpot = 4 * speed.prefill(500)["ttft_ms"] / 1000, 2 * speed.decode(3, 1050)["tpot_ms"] / 1000
     outcomes = [
         Outcome(index=i, prompt_len=1000, output_len=101, due=7.0, late=0, start=7.0, end=9.0, ttft=ttft,

@@ -16,11 +16,12 @@ from headrace.cli import serve
 from headrace.cli.main import main
 from headrace.cli.parser import FlagParser, config_from
 from headrace.config import Config, ProfilerSettings, profiler_settings
+from headrace.config.profiler import VARIABLE
 from headrace.errors import ConfigError, HeadraceError
 from headrace.profiling import capture, tools, torch_trace
 from headrace.profiling.classes import class_of
 from headrace.profiling.summary import summarize
-from headrace.profiling.trace import Activity, in_turn, read_trace
+from headrace.profiling.trace import Activity, Trace, in_turn, read_trace
 from headrace.runner.profiler import Profiler
 from headrace.types import Plan
 
@@ -111,6 +112,12 @@ def test_a_kernel_that_waits_for_its_predecessor_takes_no_time_meanwhile() -> No
     early = [("a", 0, 10, 7), ("b", 2, 15, 7), ("c", 3, 12, 7), ("d", 0, 10, 8), ("e", 20, 21, 7)]
     found = in_turn(Activity(name, start, end, end - start, 0, stream, 0) for name, start, end, stream in early)
     assert {activity.name: activity.time for activity in found} == {"a": 10, "b": 5, "c": 0, "d": 10, "e": 1}
+
+
+def test_steps_that_overlap_have_no_gap_between_them() -> None:
+    two = [Activity("a", 0, 10, 10, 0, 7, 0), Activity("b", 5, 15, 10, 0, 8, 1)]
+    gaps = summarize(Trace(two, on_device=True)).host_gaps
+    assert gaps is not None and (gaps.steps, gaps.mean_step_us, gaps.mean_us) == (2, 5, 0)
 
 
 def test_two_processes_in_one_report_have_their_own_steps(tmp_path: Path) -> None:
@@ -316,7 +323,7 @@ def test_nsys_looks_where_it_is_told_to(nsys: Path, tmp_path: Path) -> None:
     assert "--capture-range=cudaProfilerApi" in asked.words and "--capture-range-end=repeat" in asked.words
     steps = tools.under("nsys", ["headrace", "bench", "latency"], tmp_path, 7, 20)
     assert "--capture-range-end=stop" in steps.words
-    settings = profiler_settings(json.loads(steps.environment[capture.SETTINGS]))
+    settings = profiler_settings(json.loads(steps.environment[VARIABLE]))
     assert settings == ProfilerSettings("cuda", delay_iterations=7, max_iterations=20, autostart=True)
 
 

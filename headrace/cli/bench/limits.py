@@ -1,7 +1,7 @@
 """What ``headrace bench serve`` judges a server by: the device named on the command line, or the one it tells of."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -24,7 +24,7 @@ def add_arguments(parser: FlagParser) -> None:
     section.add_argument("--device", metavar="NAME", help="h200, l40s, … or cpu for this machine's. [the server's own]")
     section.add_argument("--device-spec", metavar="FILE", help="JSON or YAML file that describes another device.")
     for name in ASKED:
-        add_option(parser, section, OPTIONS[name])
+        add_option(section, OPTIONS[name])
     parser.set_defaults(model_argument=None)  # which is where else options come from
 
 
@@ -63,10 +63,8 @@ def speed_of(arguments: argparse.Namespace, model: str, server: httpx.Client) ->
         return f"How near that is to the device's limits isn't known: {error}"
 
 
-def setting(arguments: argparse.Namespace, model: str, device: "Device", options: dict[str, str]) -> "Setting":
+def setting(arguments: argparse.Namespace, model: str, device: "Device", options: dict[str, Any]) -> "Setting":
     from headrace.bench.roofline import Setting
 
-    tensor, quantization, cache_dtype, dtype = (OPTIONS[name].parse(options.get(name)) for name in ASKED)
-    remote_code = arguments.trust_remote_code
-    config = Config.from_kwargs(model=model, dtype=dtype, load_format="dummy", trust_remote_code=remote_code)
-    return Setting(config, device, tensor, quantization=quantization, kv_cache_dtype=cache_dtype)
+    options = options | {"model": model, "load_format": "dummy", "trust_remote_code": arguments.trust_remote_code}
+    return Setting(Config.planned(**options), device)
