@@ -64,11 +64,10 @@ def without_flag(words: Sequence[str], flag: str, *, has_value: bool) -> list[st
     for word in words:
         if spelled(word) in (flag, flag.replace("--", "--no-", 1)):
             skipping = has_value and "=" not in word
-        elif skipping and not word.startswith("--"):
-            skipping = False
-        else:
-            skipping = False
+            continue
+        if not skipping or word.startswith("--"):
             rest.append(word)
+        skipping = False
     return rest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.bench.capacity import Objective
 from headrace.bench.files import read_json, write_json, writing
-from headrace.bench.parameters import DEFAULTS, Parameters, file_name, linked, measuring, name_of, with_flags
+from headrace.bench.parameters import Parameters, file_name, linked, measuring, with_flags
 from headrace.bench.server import key_of, need_free, need_server
 from headrace.bench.snapshot import COMMANDS
 from headrace.command import as_typed, flag_value, need_command
@@ -26,6 +26,18 @@ class Search:
     start: float  # requests/s of the first trial
     precision: float  # of the rate, relative
     seconds: float  # of arrivals in a trial
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A set of the server's flags with one of the benchmark's, and the folder of its runs."""
+
+    serve: Parameters
+    bench: Parameters
+    folder: Path
+
+    def run_file(self, number: int) -> Path:
+        return self.folder / f"run={number}.json"
 
 
 @dataclass(frozen=True)
@@ -52,25 +64,23 @@ class Plan:
         """The server's API key."""
         return key_of(self.serve or [])
 
-    def benches(self, serve_set: Parameters) -> list[Parameters]:
-        return [bench_set for bench_set in self.bench_sets if linked(serve_set, bench_set, self.links)]
+    def combinations(self, serve_set: Parameters) -> list[Combination]:
+        """Those of one server."""
+        return [self.combined(serve_set, bench) for bench in self.bench_sets if linked(serve_set, bench, self.links)]
+
+    def combined(self, serve_set: Parameters, bench_set: Parameters) -> Combination:
+        name = file_name(f"SERVE--{serve_set.name}-BENCH--{bench_set.name}")
+        return Combination(serve_set, bench_set, self.folder / name)
 
     def server_command(self, serve_set: Parameters) -> list[str]:
-        return with_flags(self.serve or [], serve_set)
-
-    def place(self, serve_set: Parameters, bench_set: Parameters) -> Path:
-        """The folder of a combination's runs."""
-        return self.folder / file_name(f"SERVE--{name_of(serve_set)}-BENCH--{name_of(bench_set)}")
-
-    def run_file(self, serve_set: Parameters, bench_set: Parameters, number: int) -> Path:
-        return self.place(serve_set, bench_set) / f"run={number}.json"
+        return with_flags(self.serve or [], serve_set.flags)
 
     def bench_command(self, bench_set: Parameters, number: int, output: Path) -> list[str]:
-        """The command of a combination's run ``number``, which leaves its result in ``output``."""
-        defaults = dict(bench_set.get(DEFAULTS, {}))
+        """The command of run ``number`` with a set of flags, which leaves its result in ``output``."""
+        defaults = dict(bench_set.defaults)
         if "seed" in defaults:
             defaults["seed"] += SEEDS_PER_RUN * number
-        command = measuring(self.bench, self.url, output, defaults, bench_set)
+        command = measuring(self.bench, self.url, output, defaults, bench_set.flags)
         if self.search:
             wanted = set((flag_value(command, "--metric-percentiles") or "99").split(","))
             wanted |= {goal.statistic[1:] for goal in self.search.objectives if goal.statistic[0] == "p"}

@@ -25,7 +25,7 @@ from headrace.bench.report import report
 from headrace.bench.server import key_of, run_command, serving, tail, url_of
 from headrace.command import HEADRACE, as_typed
 from headrace.errors import HeadraceError
-from headrace.remote import WORK_SECONDS, bearer, connected, first_model, key_environment
+from headrace.remote import WORK_SECONDS, bearer, first_model, key_environment
 
 QUESTIONS = (
     "In two sentences, what does a water wheel do?",
@@ -73,15 +73,12 @@ def run_lab(lab: Lab, say: Callable[[str], None]) -> int:
     started = time.monotonic()
     with (
         serving(serve, url, log, ready_seconds=lab.ready_seconds, show=lab.show, environment=debug),
-        connected(url, bearer(key)) as server,
+        snapshot.observed(url, key, lab.folder) as (server, _),
     ):
         say(f"ready after {time.monotonic() - started:.1f} s")
-        snapshot.save_versions(server, lab.folder)
-        snapshot.save_metrics(server, lab.folder / snapshot.METRICS_BEFORE)
         chats = Target(url + APIS["openai-chat"].endpoint, "openai-chat", bearer(key), WORK_SECONDS)
         failures = [check_chat(lab, server, chats, say)] if lab.chats else []
         failures.append(measure(lab, bench, key, say))
-        snapshot.save_metrics(server, lab.folder / snapshot.METRICS_AFTER)
     (lab.folder / REPORT).write_text(report(lab.folder))
     return sum(failures)
 

@@ -6,6 +6,8 @@ The files' names are shared by those who measure (sweep, lab) and by the report.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import httpx
 
 from headrace.bench.files import write_json
 from headrace.errors import HeadraceError
-from headrace.remote import json_of, text_of
+from headrace.remote import bearer, connected, json_of, text_of
 
 ENVIRONMENT = "environment.json"
 VERSIONS = "versions.json"
@@ -38,15 +40,24 @@ def save_environment(folder: Path) -> None:
     (folder / ENVIRONMENT).with_suffix(".txt").write_text("\n".join(text))
 
 
+@contextmanager
+def observed(url: str, key: str | None, folder: Path, name: str = "") -> Iterator[tuple[httpx.Client, Any]]:
+    """The server at ``url`` to ask, and its models with their limits.
+
+    What it says of itself is kept in ``folder``, and its metrics before and after, in files of that ``name``.
+    """
+    with connected(url, bearer(key)) as server:
+        told = {path: json_of(server, path) for path in ("/version", "/v1/models")}
+        write_json(folder / VERSIONS, told)
+        save_metrics(server, folder / f"{name}{METRICS_BEFORE}")
+        try:
+            yield server, (told["/v1/models"] or {}).get("data")
+        finally:
+            save_metrics(server, folder / f"{name}{METRICS_AFTER}")
+
+
 def save_metrics(server: httpx.Client, path: Path) -> None:
     """The server's /metrics as they are now; nothing if it has none."""
     text = text_of(server, "/metrics")
     if text is not None:
         path.write_text(text)
-
-
-def save_versions(server: httpx.Client, folder: Path) -> Any:
-    """What the server says of itself: its version, and its models with their limits, which are returned."""
-    told = {path: json_of(server, path) for path in ("/version", "/v1/models")}
-    write_json(folder / VERSIONS, told)
-    return (told["/v1/models"] or {}).get("data")

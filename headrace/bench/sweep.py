@@ -9,8 +9,8 @@ import csv
 import math
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,9 +19,9 @@ import httpx
 
 from headrace.bench import snapshot
 from headrace.bench.capacity import Trial, judge, largest_rate, saturation
-from headrace.bench.experiment import Plan, Search
+from headrace.bench.experiment import Combination, Plan, Search
 from headrace.bench.files import read_json, write_json
-from headrace.bench.parameters import SUITE, SUITES, Parameters, file_name, flags_of, name_of, suite_point
+from headrace.bench.parameters import SUITES, WORKLOAD, Parameters, file_name
 from headrace.bench.server import need_server, run_command, serving, tail
 from headrace.command import as_typed, flag_value
 from headrace.errors import ConfigError, HeadraceError
@@ -54,50 +54,49 @@ class Sweep:
             snapshot.save_environment(self.plan.folder)
         try:
             for serve_set in self.plan.serve_sets:
-                with self._tolerate(f"the server {name_of(serve_set)}"):
+                with self._tolerate(f"the server {serve_set.name}"):
                     self._measure(serve_set)
         finally:
             self.write_summaries()
 
     def _measure(self, serve_set: Parameters) -> None:
         """All runs on one server, which is not even started if their results are there."""
-        benches = self.plan.benches(serve_set)
-        runs = [(bench_set, number) for bench_set in benches for number in range(self.plan.num_runs)]
-        if not self.plan.search and all(self.plan.run_file(serve_set, *run).exists() for run in runs):
-            self.results += [self._load(serve_set, *run) for run in runs]
+        combinations, numbers = self.plan.combinations(serve_set), range(self.plan.num_runs)
+        runs = [(combination, number) for combination in combinations for number in numbers]
+        if not self.plan.search and all(combination.run_file(number).exists() for combination, number in runs):
+            self.results += [load(*run) for run in runs]
             return
         with self._server(serve_set) as process:
-            for bench_set in benches:
-                self._measure_combination(serve_set, bench_set, process)
+            for combination in combinations:
+                self._measure_combination(combination, process)
             if self.plan.search:
                 self._find_rate(serve_set, self.plan.search)
 
-    def _measure_combination(
-        self, serve_set: Parameters, bench_set: Parameters, process: subprocess.Popen[bytes] | None
-    ) -> None:
-        if reason := self._too_long(bench_set):
-            self._say(f"{name_of(bench_set)}: left out, {reason}")
+    def _measure_combination(self, combination: Combination, process: subprocess.Popen[bytes] | None) -> None:
+        if reason := self._too_long(combination.bench):
+            self._say(f"{combination.bench.name}: left out, {reason}")
             return
-        if self.plan.warmup_prompts and not self.plan.run_file(serve_set, bench_set, 0).exists():
-            warmup = bench_set | {"num_prompts": self.plan.warmup_prompts}
-            self._bench(warmup, self.plan.num_runs, self.plan.place(serve_set, bench_set) / "warmup.json")
+        if self.plan.warmup_prompts and not combination.run_file(0).exists():
+            flags = combination.bench.flags | {"num_prompts": self.plan.warmup_prompts}
+            warmup = replace(combination.bench, flags=flags)
+            self._bench(warmup, self.plan.num_runs, combination.folder / "warmup.json")
         for number in range(self.plan.num_runs):
-            with self._tolerate(name_of(bench_set)):
-                self.results.append(self._run(serve_set, bench_set, number))
+            with self._tolerate(combination.bench.name):
+                self.results.append(self._run(combination, number))
             if process is not None and process.poll() is not None:
-                raise HeadraceError(f"the server ended with code {process.returncode} during {name_of(bench_set)}")
+                raise HeadraceError(f"the server ended with code {process.returncode} during {combination.bench.name}")
 
-    def _run(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
+    def _run(self, combination: Combination, number: int) -> dict[str, Any]:
         """A run's result, with the parameters that made it; measured unless an earlier start did."""
-        path = self.plan.run_file(serve_set, bench_set, number)
+        path, bench_set = combination.run_file(number), combination.bench
         if not path.exists():
             result = self._bench(bench_set, number, path.with_suffix(".partial.json"))
-            label = " ".join(filter(None, (name_of(serve_set), name_of(bench_set))))
+            label = " ".join(filter(None, (combination.serve.name, bench_set.name)))
             result["label"] = result.get("label") or label or None
-            origin = {SUITE_KEY: bench_set[SUITE]} if SUITE in bench_set else {}
-            parameters = flags_of(serve_set) | flags_of(bench_set) | origin | {RUN_KEY: number}
+            origin = {SUITE_KEY: bench_set.suite} if bench_set.suite else {}
+            parameters = combination.serve.flags | bench_set.flags | origin | {RUN_KEY: number}
             write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
-        result = self._load(serve_set, bench_set, number)
+        result = load(combination, number)
         count = f" ({number + 1} of {self.plan.num_runs})" if self.plan.num_runs > 1 else ""
         self._say(f"{result['label'] or 'run'}{count}: {in_short(result)}")
         return result
@@ -115,9 +114,9 @@ class Sweep:
                 sibling.rename(sibling.with_name(sibling.name.replace(".partial.", ".")))
         if code or result is None:
             write_json(failure, {"command": as_typed(command), "returncode": code, "log": tail(log), "result": result})
-            raise HeadraceError(f"the benchmark {name_of(bench_set)} ended with code {code}; {log} ends:\n{tail(log)}")
+            raise HeadraceError(f"the benchmark {bench_set.name} ended with code {code}; {log} ends:\n{tail(log)}")
         failure.unlink(missing_ok=True)
-        self._clean_up(own_seeds=SUITE in bench_set)
+        self._clean_up(own_seeds=bool(bench_set.suite))
         return dict(result)
 
     def _clean_up(self, own_seeds: bool) -> None:
@@ -138,9 +137,10 @@ class Sweep:
 
         def attempt(rate: float) -> Trial:
             prompts = max(FEWEST_PROMPTS, math.ceil(rate * search.seconds))
-            _, _, fixed = SUITES["rate"]
-            load = suite_point("slo", f"slo-rate={rate:g}", fixed, seed=round(100 * rate))
-            result = self._run(serve_set, load | {"request_rate": f"{rate:g}", "num_prompts": prompts}, 0)
+            flags = {"request_rate": f"{rate:g}", "num_prompts": prompts}
+            defaults = WORKLOAD | SUITES["rate"].fixed | {"seed": round(100 * rate)}
+            load = Parameters(f"slo-rate={rate:g}", flags, "slo", defaults)
+            result = self._run(self.plan.combined(serve_set, load), 0)
             self.results.append(result)
             trial = judge(result, rate, search.objectives)
             self._say(f"  {rate:g} requests/s: {trial.broken or 'kept'}")
@@ -148,41 +148,27 @@ class Sweep:
 
         rate, trials = largest_rate(attempt, search.start, search.precision)
         slo = ",".join(map(str, search.objectives))
-        found = {"serve": name_of(serve_set), "slo": slo, "largest_rate": rate, "trials": [asdict(t) for t in trials]}
+        found = {"serve": serve_set.name, "slo": slo, "largest_rate": rate, "trials": [asdict(t) for t in trials]}
         self.searches.append(found)
 
     @contextmanager
     def _server(self, serve_set: Parameters) -> Iterator[subprocess.Popen[bytes] | None]:
         """The server of a parameter set, or the one that runs already; its metrics before and after are kept."""
-        name = file_name(f"SERVE--{name_of(serve_set)}")
-        if self.plan.serve is None:
-            need_server(self.plan.url)
-            with self._observed(name):
-                yield None
-            return
-        command, log = self.plan.server_command(serve_set), self.plan.folder / f"{name}.log"
-        self._say(f"starting {as_typed(command)}")
-        server = serving(
-            command,
-            self.plan.url,
-            log,
-            ready_seconds=self.plan.ready_seconds,
-            show=self.plan.show,
-            environment={"VLLM_SERVER_DEV_MODE": "1"},  # has the routes that reset caches
-        )
-        with server as process, self._observed(name):
-            yield process
-
-    @contextmanager
-    def _observed(self, name: str) -> Iterator[None]:
-        with connected(self.plan.url, bearer(self.plan.key)) as server:
-            models = snapshot.save_versions(server, self.plan.folder)
+        plan, name, process = self.plan, file_name(f"SERVE--{serve_set.name}"), None
+        with ExitStack() as stack:
+            if plan.serve is None:
+                need_server(plan.url)
+            else:
+                command, log = plan.server_command(serve_set), plan.folder / f"{name}.log"
+                self._say(f"starting {as_typed(command)}")
+                development = {"VLLM_SERVER_DEV_MODE": "1"}  # has the routes that reset caches
+                server = serving(
+                    command, plan.url, log, ready_seconds=plan.ready_seconds, show=plan.show, environment=development
+                )
+                process = stack.enter_context(server)
+            _, models = stack.enter_context(snapshot.observed(plan.url, plan.key, plan.folder, f"{name}."))
             self._longest = models[0].get("max_model_len") if models else None
-            snapshot.save_metrics(server, self.plan.folder / f"{name}.{snapshot.METRICS_BEFORE}")
-            try:
-                yield
-            finally:
-                snapshot.save_metrics(server, self.plan.folder / f"{name}.{snapshot.METRICS_AFTER}")
+            yield process
 
     @contextmanager
     def _tolerate(self, what: str) -> Iterator[None]:
@@ -201,14 +187,10 @@ class Sweep:
         """Why a suite's point can't fit the server's model, where both lengths are known."""
         command = self.plan.bench_command(bench_set, 0, self.plan.folder / "x.json")
         lengths = [flag_value(command, f"--random-{side}-len") for side in ("input", "output")]
-        if SUITE not in bench_set or self._longest is None or None in lengths:
+        if not bench_set.suite or self._longest is None or None in lengths:
             return None
         needed = sum(map(int, filter(None, lengths)))
         return f"it needs {needed} tokens, the model takes {self._longest}" if needed > self._longest else None
-
-    def _load(self, serve_set: Parameters, bench_set: Parameters, number: int) -> dict[str, Any]:
-        result: dict[str, Any] = read_json(self.plan.run_file(serve_set, bench_set, number))
-        return result | {"_place": self.plan.place(serve_set, bench_set).name}
 
     def write_summaries(self) -> None:
         """``summary.json`` of each combination and of all, and ``summary.csv``: a line a run, lists left out."""
@@ -224,6 +206,11 @@ class Sweep:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(runs)
+
+
+def load(combination: Combination, number: int) -> dict[str, Any]:
+    result: dict[str, Any] = read_json(combination.run_file(number))
+    return result | {"_place": combination.folder.name}
 
 
 def grouped(results: Sequence[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

@@ -138,10 +138,10 @@ def commands(plan: Plan) -> list[str]:
     for serve_set in plan.serve_sets:
         if plan.serve:
             lines.append(as_typed(plan.server_command(serve_set)))
-        for bench_set in plan.benches(serve_set):
+        for combination in plan.combinations(serve_set):
             for number in range(plan.num_runs):
-                output = plan.run_file(serve_set, bench_set, number)
-                lines.append("  " + as_typed(plan.bench_command(bench_set, number, output)))
+                command = plan.bench_command(combination.bench, number, combination.run_file(number))
+                lines.append("  " + as_typed(command))
         if plan.search:
             lines.append(
                 f"  … and trials of request rates from {plan.search.start:g}/s on, until the SLO's limit is found"
