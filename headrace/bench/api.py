@@ -206,17 +206,10 @@ class Api:
 
 
 COMPLETIONS = Api("/v1/completions", completion_body, read_chunk)
-EMBEDDINGS = Api("/v1/embeddings", embedding_body, read_whole, streamed=False)
-APIS = {
-    "vllm": COMPLETIONS,
-    "openai": COMPLETIONS,
-    "sglang": COMPLETIONS,
-    "llama.cpp": COMPLETIONS,
-    "lmdeploy": COMPLETIONS,
-    "scalellm": COMPLETIONS,
+APIS = dict.fromkeys(("vllm", "openai", "sglang", "llama.cpp", "lmdeploy", "scalellm"), COMPLETIONS) | {
     "openai-chat": Api("/v1/chat/completions", chat_body, read_chunk),
     "openai-responses": Api("/v1/responses", response_body, read_event),
-    "openai-embeddings": EMBEDDINGS,
+    "openai-embeddings": Api("/v1/embeddings", embedding_body, read_whole, streamed=False),
     "infinity-embeddings": Api("/embeddings", embedding_body, read_whole, streamed=False),
     "vllm-pooling": Api("/pooling", embedding_body, read_whole, streamed=False),
     "vllm-rerank": Api("/v1/rerank", rerank_body, read_whole, streamed=False),

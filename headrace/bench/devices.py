@@ -61,9 +61,8 @@ def device_called(name: str) -> Device:
     wanted = name.lower().replace("_", "-").removeprefix("nvidia-").removeprefix("intel-")
     if wanted == CPU:
         return this_cpu()
-    spellings = {known.replace("-", ""): known for known in SHEETS} | {
-        alias.replace("-", ""): known for alias, known in ALIASES.items()
-    }
+    names = dict(zip(SHEETS, SHEETS, strict=True)) | ALIASES
+    spellings = {name.replace("-", ""): known for name, known in names.items()}
     known = spellings.get(wanted.replace("-", ""))
     if known is None:
         end = nearest(wanted.replace("-", ""), spellings)

@@ -6,6 +6,7 @@ A figure is a function from results to a matplotlib Figure, or to None where the
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from headrace.bench.reading import Array, Requests, Result, as_csv, as_text, requests_of, rows_of
+from headrace.bench.reading import Requests, Result, as_csv, as_text, requests_of, rows_of
 
 INK = "#23262b"  # of text and axes; a page replaces it by its own
 COLORS = ("#2f7ed8", "#e8743b", "#19a979", "#c0418f", "#8f6ed5", "#b58900", "#13a4b4", "#dc4545", "#7a869a", "#6b8e23")
@@ -58,40 +59,34 @@ def colored(results: Sequence[Result]) -> list[tuple[Result, tuple[float, ...] |
     return [(result, tuple(color)) for result, color in zip(results, scale, strict=True)]
 
 
-def explain(drawing: Figure) -> None:
-    """The legend, below, where it hides no line, in as many columns as fit; the figure grows by its rows."""
-    names = [name for axes in drawing.axes for name in axes.get_legend_handles_labels()[1]]
-    if names:
-        columns = max(1, min(3, len(names), LEGEND_WIDTH // (max(map(len, names)) + LEGEND_MARK)))
-        drawing.set_figheight(SIZE[1] + LEGEND_ROW * (len(names) // columns))
-        drawing.legend(loc="outside lower center", ncols=columns)
+def finished(drawing: Figure, axes: Axes) -> Figure | None:
+    """The figure from 0 on, or None if nothing is in it.
+
+    The legend is below, where it hides no line, in as many columns as fit; the figure grows by its rows.
+    """
+    if not axes.has_data():
+        return None
+    axes.set_ylim(bottom=0)
+    names = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(3, len(names), LEGEND_WIDTH // (max(map(len, names)) + LEGEND_MARK)))
+    drawing.set_figheight(SIZE[1] + LEGEND_ROW * (len(names) // columns))
+    drawing.legend(loc="outside lower center", ncols=columns)
+    return drawing
 
 
 def per_request(results: Sequence[Result]) -> list[tuple[Result, str | tuple[float, ...], Requests]]:
     return [(result, color, requests_of(result.data)) for result, color in colored([r for r in results if r.detailed])]
 
 
-def sorted_ttft(results: Sequence[Result]) -> Figure | None:
-    return sorted_figure(results, "Time to first token, sorted", "TTFT (ms)", lambda requests: requests.ttft)
-
-
-def sorted_tpot(results: Sequence[Result]) -> Figure | None:
-    return sorted_figure(results, "Time per output token, sorted", "TPOT (ms)", lambda requests: requests.tpot)
-
-
-def sorted_figure(
-    results: Sequence[Result], title: str, label: str, values_of: Callable[[Requests], Array]
-) -> Figure | None:
+def in_order(metric: str, title: str, results: Sequence[Result]) -> Figure | None:
     """One line a result: its requests' values in ascending order, not in that of the prompts."""
-    drawing, axes = figure(title, "Prompt, by rank", label)
+    drawing, axes = figure(f"{title}, sorted", "Prompt, by rank", f"{metric.upper()} (ms)")
     for result, color, requests in per_request(results):
-        values = values_of(requests)
+        values = getattr(requests, metric)
         values = np.sort(values[~np.isnan(values)])
         if len(values):
             axes.plot(np.arange(len(values)), values, color=color, label=result.name, marker="." * (len(values) == 1))
-    axes.set_ylim(bottom=0)
-    explain(drawing)
-    return drawing if axes.lines else None
+    return finished(drawing, axes)
 
 
 def pareto(results: Sequence[Result]) -> Figure | None:
@@ -112,8 +107,7 @@ def pareto(results: Sequence[Result]) -> Figure | None:
         beaten = max(beaten, y)
     axes.set_ylim(0, beaten * 1.12)
     axes.margins(x=0.08)
-    explain(drawing)
-    return drawing
+    return finished(drawing, axes)
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -142,9 +136,7 @@ def itl_over_time(results: Sequence[Result]) -> Figure | None:
         for percent, style, label in ((50, "-", result.name), (99, ":", None)):
             heights = [np.percentile(values[bins == number], percent) for number in filled]
             axes.plot(middles, heights, linestyle=style, color=color, label=label)
-    axes.set_ylim(bottom=0)
-    explain(drawing)
-    return drawing if axes.lines else None
+    return finished(drawing, axes)
 
 
 def ttft_by_input(results: Sequence[Result]) -> Figure | None:
@@ -159,9 +151,7 @@ def ttft_by_input(results: Sequence[Result]) -> Figure | None:
     if len(lengths) and lengths.max() > 16 * lengths.min() > 0:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
-    axes.set_ylim(bottom=0)
-    explain(drawing)
-    return drawing if axes.collections else None
+    return finished(drawing, axes)
 
 
 def by_load(results: Sequence[Result]) -> Figure | None:
@@ -188,8 +178,8 @@ def by_load(results: Sequence[Result]) -> Figure | None:
 
 
 FIGURES: dict[str, Draw] = {
-    "ttft-sorted": sorted_ttft,
-    "tpot-sorted": sorted_tpot,
+    "ttft-sorted": partial(in_order, "ttft", "Time to first token"),
+    "tpot-sorted": partial(in_order, "tpot", "Time per output token"),
     "pareto": pareto,
     "itl-over-time": itl_over_time,
     "ttft-by-input-length": ttft_by_input,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import chain
 from time import perf_counter, sleep
 
 import msgspec
@@ -68,15 +69,10 @@ class Plan:
 
     def shares(self) -> list[Share]:
         """One for every process that has something to do; conversations stay whole."""
-        every, number = chains(self.requests), self.processes
-        if self.slots is not None:
-            number = min(number, self.slots)
-        number = min(number, len(every))
-        slots = [
-            None if self.slots is None else self.slots // number + (one < self.slots % number) for one in range(number)
-        ]
+        every = chains(self.requests)
+        number = min(self.processes, len(every), self.slots or len(every))
         return [
-            Share(self.target, [request for turns in every[one::number] for request in turns], slots[one])
+            Share(self.target, list(chain(*every[one::number])), self.slots and len(range(one, self.slots, number)))
             for one in range(number)
         ]
 

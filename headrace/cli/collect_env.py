@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from headrace import __version__
 from headrace.cli.parser import FlagParser
@@ -74,7 +73,7 @@ def system() -> Facts:
         "Kernel": f"{platform.system()} {platform.release()}",
         "Architecture": platform.machine(),
         "C library": " ".join(platform.libc_ver()),
-        "Memory": first_match(Path("/proc/meminfo"), r"MemTotal:\s+(.*)"),
+        "Memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "GCC": first_line("gcc", "--version"),
     }
 
@@ -169,11 +168,3 @@ def output(*command: str) -> str | None:
 
 def first_line(*command: str) -> str:
     return (output(*command) or "not found").splitlines()[0]
-
-
-def first_match(path: Path, pattern: str) -> str:
-    try:
-        match = re.search(pattern, path.read_text())
-    except OSError:
-        return "unknown"
-    return match.group(1) if match else "unknown"

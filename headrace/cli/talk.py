@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from, given_options
@@ -77,16 +77,14 @@ def talker(arguments: argparse.Namespace) -> Iterator[Talker]:
     """The talker that a command's arguments name, for the time of the ``with`` block."""
     sampling = sampling_of(arguments)
     if arguments.url is None:
-        local = Local(engine_options_from(arguments), sampling)
-        try:
+        with closing(Local(engine_options_from(arguments), sampling)) as local:
             yield local
-        finally:
-            local.close()
         return
     if given := given_options(arguments):
         flags = listed(OPTIONS[name].flag for name in given)
         raise ConfigError(f"--url talks to a server that runs already: leave {flags} out.")
-    with Remote(arguments.url, arguments.model_name, arguments.api_key, sampling) as remote:
+    with closing(Remote(arguments.url, arguments.model_name, arguments.api_key, sampling)) as remote:
+        remote.choose_model()
         yield remote
 
 
@@ -174,19 +172,16 @@ class Remote:
         )
         self._model, self._limit = model, 0
 
-    def __enter__(self) -> "Remote":
-        try:
-            cards = self._get("/v1/models")["data"]
-            card: dict[str, Any] = next((card for card in cards if self._model in (None, card["id"])), {})
-            self._model = self._model or card.get("id")
-            self._limit = card.get("max_model_len") or 0
-        except BaseException:
-            self._client.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
+
+    def choose_model(self) -> None:
+        """The one asked for, else the server's first."""
+        with self._reachable():
+            cards = self._check(self._client.get("/v1/models")).json()["data"]
+            card: dict[str, Any] = next((card for card in cards if self._model in (None, card["id"])), {})
+        self._model = self._model or card.get("id")
+        self._limit = card.get("max_model_len") or 0
 
     def complete(self, prompt: str) -> Pieces:
         for choice in self._stream("/v1/completions", {"prompt": prompt}):
@@ -227,10 +222,6 @@ class Remote:
                 if "error" in chunk:
                     raise RequestError(f"the server broke off: {chunk['error'].get('message')}")
                 yield from chunk.get("choices", [])
-
-    def _get(self, path: str) -> Any:
-        with self._reachable():
-            return self._check(self._client.get(path)).json()
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         with self._reachable():

@@ -3,15 +3,26 @@
 import argparse
 import csv
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from headrace.bench.datasets import Sample
 from headrace.bench.datasets.files import filled, needs_path, read_lines, shuffled
 from headrace.bench.datasets.writer import Writer
 from headrace.errors import ConfigError
 
+Natural = Annotated[int, msgspec.Meta(ge=0)]
 MODEL, TOKENS_IN, TOKENS_OUT = "Model", "Request tokens", "Response tokens"
+
+
+class Row(msgspec.Struct):
+    """A request of a trace; ``hash_ids``: one for each block of its prompt."""
+
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=1)]
+    output_length: Natural
+    hash_ids: list[Natural] = []
 
 
 def timed_trace(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
@@ -22,25 +33,27 @@ def timed_trace(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     (seconds with fractions, blocks of 16), told apart by their numbers.
     """
     path = needs_path(arguments)
-    rows = list(islice(read_lines(path), arguments.num_prompts))
-    for row in rows:
-        check(row, path)
+    try:
+        rows = msgspec.convert(list(islice(read_lines(path), arguments.num_prompts)), list[Row])
+    except msgspec.ValidationError as error:
+        needed = "timestamp, input_length and output_length as numbers"
+        raise ConfigError(f"every line of {path} needs {needed}, and whole numbers for hash_ids: {error}.") from None
     if not rows:
         raise ConfigError(f"{path} holds no requests.")
-    rows.sort(key=lambda row: float(row["timestamp"]))
+    rows.sort(key=lambda row: row.timestamp)
     size = arguments.timed_trace_chunk_hash_size or block_size(rows)
     unit = arguments.timed_trace_sec_multiplier
     if unit is None:
-        unit = 0.001 if all(float(row["timestamp"]).is_integer() for row in rows) else 1.0
+        unit = 0.001 if all(row.timestamp.is_integer() for row in rows) else 1.0
     samples = []
     for row in rows:
-        length = row["input_length"]
+        length = row.input_length
         items: list[int] = []
-        for name in row.get("hash_ids", []):
+        for name in row.hash_ids:
             items += writer.block(name, size)
         items = items[:length] + writer.items(max(length - len(items), 0))
-        at = (row["timestamp"] - rows[0]["timestamp"]) * unit if arguments.self_timed else None
-        samples.append(Sample(writer.prompt(items), length, max(row["output_length"], 1), at=at))
+        at = (row.timestamp - rows[0].timestamp) * unit if arguments.self_timed else None
+        samples.append(Sample(writer.prompt(items), length, max(row.output_length, 1), at=at))
     return samples
 
 
@@ -67,16 +80,7 @@ def burstgpt(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     )
 
 
-def check(row: dict[str, Any], path: Path) -> None:
-    numbers = [row.get("timestamp"), row.get("input_length"), row.get("output_length")]
-    if not all(isinstance(number, int | float) and number >= 0 for number in numbers) or not row["input_length"]:
-        raise ConfigError(f"every line of {path} needs timestamp, input_length and output_length as numbers: {row}")
-    ids = row.get("hash_ids", [])
-    if not isinstance(ids, list) or not all(isinstance(name, int) and name >= 0 for name in ids):
-        raise ConfigError(f"in {path}, hash_ids must be whole numbers from 0 on.")
-
-
-def block_size(rows: list[dict[str, Any]]) -> int:
+def block_size(rows: list[Row]) -> int:
     """The least power of two with which every prompt's ids cover it."""
-    needed = max((-(-row["input_length"] // len(row["hash_ids"])) for row in rows if row.get("hash_ids")), default=1)
+    needed = max((-(-row.input_length // len(row.hash_ids)) for row in rows if row.hash_ids), default=1)
     return 1 << (needed - 1).bit_length()

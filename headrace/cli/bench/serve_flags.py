@@ -23,10 +23,10 @@ ELSEWHERE = {  # flags of vLLM's that are refused, and why
     "lora_modules": "adapters are not served yet: leave it out",
     "lora_assignment": "adapters are not served yet: leave it out",
     "probe_request_rate": "there are no side probes: leave it out",
-    "plot_timeline": "figures are drawn from saved results: `headrace bench plot`",
-    "timeline_itl_thresholds": "figures are drawn from saved results: `headrace bench plot`",
-    "plot_dataset_stats": "figures are drawn from saved results: `headrace bench plot`",
-}
+} | dict.fromkeys(
+    ("plot_timeline", "timeline_itl_thresholds", "plot_dataset_stats"),
+    "figures are drawn from saved results: `headrace bench plot`",
+)
 
 
 def add_arguments(parser: FlagParser) -> None:
@@ -43,13 +43,7 @@ def add_arguments(parser: FlagParser) -> None:
 def add_server(parser: FlagParser) -> None:
     server = parser.add_argument_group("server")
     add = server.add_argument
-    add(
-        "--backend",
-        "--endpoint-type",
-        default="openai",
-        metavar="API",
-        help="openai-chat, vllm-rerank, … [openai]",
-    )
+    add("--backend", "--endpoint-type", default="openai", metavar="API", help="openai-chat, vllm-rerank, … [openai]")
     add("--base-url", metavar="URL", help="Address of the server, instead of --host and --port.")
     add("--host", default="127.0.0.1", metavar="NAME", help="[127.0.0.1]")
     add("--port", type=positive, default=8000, metavar="N", help="[8000]")
