@@ -21,10 +21,15 @@ TILES = (  # that were among the three fastest of some shape on an H200
     Tiling(32, 1, 64, 4, 7),
     Tiling(32, 1, 128, 4, 4),
     Tiling(64, 1, 64, 4, 6),
+    Tiling(64, 1, 64, 4, 8),
     Tiling(64, 1, 128, 4, 4),
+    Tiling(64, 1, 128, 4, 5),
+    Tiling(64, 1, 128, 4, 6),
+    Tiling(64, 1, 128, 4, 7),
     Tiling(64, 1, 128, 8, 3),
     Tiling(128, 1, 64, 4, 4),
     Tiling(128, 1, 64, 8, 4),
+    Tiling(128, 1, 128, 8, 4),
 )
 PARTS = (1, 2, 4, 8)
 PROGRAMS = 768  # that dividing the inputs shouldn't lead beyond, as it takes memory for their sums
