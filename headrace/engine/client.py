@@ -65,6 +65,9 @@ class EngineProcess:
                     elif isinstance(heard, EngineInfo):
                         info = heard
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and process.returncode is None:
+                process.kill()  # it listens to nobody before it is ready, and has nothing to finish
+                await process.wait()
             await engine.stop()
             if isinstance(error, EngineDeadError) and engine.last_words and engine.last_words.user_error:
                 raise ConfigError(engine.last_words.message) from None

@@ -5,12 +5,13 @@ wakes whoever waits for them; texts are tokenized in threads.
 """
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from headrace.config import Config
 from headrace.engine.client import EngineProcess
@@ -46,6 +47,23 @@ from headrace.types import (
 )
 
 TOKENIZER_THREADS = 4
+T = TypeVar("T")
+
+
+async def in_own_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """What ``work`` returns or raises, in a thread that nobody waits for who leaves: a download may take hours."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            done.set_result(work(*arguments))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 class Bell:
@@ -94,8 +112,8 @@ class AsyncLLM:
 
         Raises ``ConfigError`` if it can't be served as asked, ``EngineDeadError`` if the engine fails.
         """
-        files = await asyncio.to_thread(source.resolve, config.model, config.load)
-        tokenizing = asyncio.create_task(asyncio.to_thread(load_tokenizer, files, config))
+        files = await in_own_thread(source.resolve, config.model, config.load)
+        tokenizing = asyncio.create_task(in_own_thread(load_tokenizer, files, config))
         try:
             engine, info = await EngineProcess.start(config, files, on_progress or (lambda progress: None))
         except BaseException:

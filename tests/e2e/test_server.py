@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -11,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.server import Server, wait_gone
+from tests.e2e.server import Server, children, wait_gone
 
 PARIS = "The capital of France is"
 
@@ -149,6 +151,19 @@ def test_a_killed_server_takes_its_engine_along() -> None:
     with Server("--kv-cache-memory-bytes", "200M", "--max-model-len", "1024") as server:
         os.kill(server.process.pid, signal.SIGKILL)
         wait_gone(server.engine_pid)
+
+
+def test_a_signal_does_not_wait_for_the_model_to_be_loaded() -> None:
+    command = [sys.executable, "-m", "headrace", "serve", "--port", "0", "--host", "127.0.0.1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (engine := children(process.pid)) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "before the server was ready" in log
+    assert "KV cache size" not in log
+    wait_gone(*engine)
 
 
 def test_sigterm_lets_running_requests_finish() -> None:

@@ -1,6 +1,7 @@
 """The asynchronous handle on a scripted engine: what its caller sees of messages that come faster than it reads."""
 
 import asyncio
+import threading
 import time
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from headrace.errors import EngineDeadError
 from headrace.frontend.async_llm import AsyncLLM
 from headrace.frontend.door import Door
 from headrace.frontend.tokenizer import Tokenizer
+from headrace.models import source
 from headrace.types import (
     Fatal,
     FinishReason,
@@ -93,3 +95,24 @@ async def test_an_engine_process_hands_over_all_it_has_said_before_it_died(tmp_p
         with pytest.raises(EngineDeadError, match="no more"):
             await engine.receive()
         await engine.stop()
+
+
+def test_who_leaves_a_start_waits_for_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def resolve(*_: object) -> None:
+        begun.set()
+        waited.append(go_on.wait(20))
+
+    async def leave() -> None:
+        starting = asyncio.ensure_future(AsyncLLM.start(Config()))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        starting.cancel()
+        await asyncio.wait({starting})
+
+    monkeypatch.setattr(source, "resolve", resolve)
+    asyncio.run(leave())
+    assert not waited
+    go_on.set()
