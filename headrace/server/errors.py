@@ -4,6 +4,7 @@ A route may answer in the shape of another API: its ``error_answer`` says so. Kn
 and FastAPI's; does not know routes.
 """
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ TYPES = {
     429: "RateLimitError",
     500: "InternalServerError",
     503: "ServiceUnavailableError",
+    507: "InsufficientStorageError",
 }
 # (request, status, message, param, headers) -> the answer
 ErrorAnswer = Callable[[Request, int, str, str | None, dict[str, str]], Response]
@@ -109,6 +111,8 @@ def _described(error: Exception) -> tuple[int, str, str | None]:
             return 400, message, param
         case HTTPException():
             return error.status_code, str(error.detail), None
+        case OSError(errno=errno.ENOSPC):
+            return 507, "The server's disk is full.", None
     return 500, "The server failed while handling this request; its log says why.", None
 
 

@@ -1,6 +1,7 @@
 """Batch files against a scripted engine: what is answered, what is refused, what an interrupted run leaves behind."""
 
 import asyncio
+import errno
 import json
 import re
 import threading
@@ -20,6 +21,7 @@ from headrace.cli.main import main
 from headrace.cli.run_batch import name_of
 from headrace.errors import ConfigError, HeadraceError
 from headrace.server.batch import runner, transfer
+from headrace.server.batch.files import Files
 from headrace.server.batch.job import Job
 from headrace.server.batch.lines import Answer, Line
 from headrace.server.batch.runner import answer_lines
@@ -425,6 +427,18 @@ async def test_a_file_that_is_no_batch_fails_it(lines: Any, message: str, line: 
         assert (batch.status, engine.calls) == ("failed", [])
         (error,) = batch.errors.data
         assert (message in error.message, error.line) == (True, line)
+
+
+async def test_a_full_disk_leaves_no_piece_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Files, "append", full)
+    app, _ = make()
+    async with sdk(app) as client:
+        with pytest.raises(openai.InternalServerError, match=r"507.*disk is full"):
+            await client.files.create(file=upload(request("a")), purpose="batch")
+        assert (await client.files.list()).data == []
 
 
 async def test_files_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:

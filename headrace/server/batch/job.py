@@ -122,6 +122,7 @@ class Job:
             os.replace(ordered, self._output)
             self._partial.unlink()
         except OSError as error:
+            ordered.unlink(missing_ok=True)
             raise HeadraceError(
                 f"{self._output} can't be written: {error.strerror}; {self._partial} has all."
             ) from None

@@ -100,7 +100,7 @@ async def upload_file(request: Request) -> Response:
             try:
                 while data := await upload.read(CHUNK):
                     files.append(file, data)
-            except RequestError:
+            except BaseException:
                 files.remove(file)
                 raise
     except MultiPartException as error:
