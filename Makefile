@@ -27,7 +27,8 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m headrace.config.document --check docs/options.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(ARGS)
+	@# A file's tests share servers and models, so one worker takes them all; first come the long ones, of tests/e2e.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m headrace.config.document docs/options.md
