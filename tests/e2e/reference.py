@@ -21,6 +21,7 @@ class Reference:
         hf_config = source.load_config(files)
         self._model = LlamaForCausalLM(hf_config).to(DEVICE, dtype).eval()
         self._missing = dict(self._model.named_parameters())
+        self._read: dict[tuple[int, ...], tuple[list[int], torch.Tensor]] = {}  # by prompt: tokens and their gaps
         load(self, files)
 
     def accepts(self, checkpoint_name: str) -> bool:
@@ -44,6 +45,13 @@ class Reference:
         return logits.float().cpu()
 
     def gaps(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-        """float32 [tokens]: by how much each of ``tokens`` misses the largest logit; 0 where it is the argmax."""
-        logits = self.logits(prompt, tokens)
-        return logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        """float32 [tokens]: by how much each of ``tokens`` misses the largest logit; 0 where it is the argmax.
+
+        What begins as the last text after ``prompt`` is not read again: one gap depends on no later token.
+        """
+        known, found = self._read.get(tuple(prompt), ([], torch.zeros(0)))
+        if known[: len(tokens)] != tokens:
+            logits = self.logits(prompt, tokens)
+            found = logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            self._read[tuple(prompt)] = tokens, found
+        return found[: len(tokens)]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from headrace import LLM, SamplingParams
-from headrace.bench import offline
+from headrace.bench import offline, ranks
 from headrace.bench.datasets import Sample
 from headrace.bench.offline import send
 from headrace.bench.startup import one_start
@@ -108,8 +109,14 @@ def test_torchrun_shares_the_requests(flags: list[str]) -> None:
     assert result["num_requests"] == 5 and result["total_num_tokens"] == 5 * 26
     assert result["elapsed_time"] == max(each["elapsed_time"] for each in result["ranks"])
     assert done.stdout.count("Limit:") == 1 and "Rank 1: Throughput:" in done.stdout
-    alone = subprocess.run([*launch, "bench", "latency", *flags, "--batch-size", "1"], capture_output=True, text=True)
-    assert "--batch-size 1 is less than the 2 processes" in alone.stderr and alone.returncode
+
+
+def test_a_batch_has_a_request_for_each_process(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "joined", lambda: nullcontext(ranks.Ranks(rank=1, size=2)))
+    assert main(["bench", "latency", *flags, "--batch-size", "1", "--input-len", "20"]) == 2
+    assert "--batch-size 1 is less than the 2 processes" in capsys.readouterr().err
 
 
 def test_a_conversation_goes_on_after_the_replies(flags: list[str]) -> None:

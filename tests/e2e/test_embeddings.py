@@ -31,7 +31,7 @@ DOCUMENTS = ["The capital of Brazil is Brasilia.", "The capital of France is Par
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def embedder() -> Iterator[Server]:
     with Server(str(minilm()), "--served-model-name", "minilm") as started:
         yield started
 
@@ -73,8 +73,8 @@ def test_real_weights() -> None:
     llm.shutdown()
 
 
-def test_openai_client(server: Server) -> None:
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def test_openai_client(embedder: Server) -> None:
+    client = OpenAI(base_url=f"{embedder.url}/v1", api_key="none", max_retries=0)
     expected = reference(TEXTS)
     answer = client.embeddings.create(model="minilm", input=TEXTS)  # base64, as this client asks for by default
     assert np.sum(np.array([item.embedding for item in answer.data]) * expected, axis=1).min() > 0.99999
@@ -90,26 +90,26 @@ def post(server: Server, path: str, **body: Any) -> Any:
     return httpx.post(server.url + path, json=body).json()
 
 
-def test_pooling_and_scores(server: Server) -> None:
-    answer = post(server, "/pooling", input=TEXTS[:2], task="token_embed", dimensions=3)
+def test_pooling_and_scores(embedder: Server) -> None:
+    answer = post(embedder, "/pooling", input=TEXTS[:2], task="token_embed", dimensions=3)
     assert [np.shape(item["data"]) for item in answer["data"]] == [(9, 3), (9, 3)]
-    coded = post(server, "/pooling", input="x", encoding_format="base64")["data"][0]["data"]
+    coded = post(embedder, "/pooling", input="x", encoding_format="base64")["data"][0]["data"]
     assert np.allclose(np.frombuffer(base64.b64decode(coded), "<f4"), reference(["x"])[0], atol=1e-5)
-    one, two = (post(server, path, text_1=TEXTS[0], text_2=DOCUMENTS) for path in ("/score", "/v1/score"))
+    one, two = (post(embedder, path, text_1=TEXTS[0], text_2=DOCUMENTS) for path in ("/score", "/v1/score"))
     assert np.allclose([item["score"] for item in one["data"]], [item["score"] for item in two["data"]], atol=1e-5)
-    ranked = post(server, "/v2/rerank", query="What is the capital of France?", documents=DOCUMENTS, top_n=2)
+    ranked = post(embedder, "/v2/rerank", query="What is the capital of France?", documents=DOCUMENTS, top_n=2)
     assert [result["index"] for result in ranked["results"]] == [1, 0]
     assert ranked["results"][0]["document"]["text"] == DOCUMENTS[1]
     assert ranked["usage"]["total_tokens"] > 0
-    bare = post(server, "/rerank", query="a", documents=[{"text": "b"}], return_documents=False)
+    bare = post(embedder, "/rerank", query="a", documents=[{"text": "b"}], return_documents=False)
     assert set(bare["results"][0]) == {"index", "relevance_score"}
 
 
-def test_one_route_for_all(server: Server) -> None:
-    vectors = post(server, "/invocations", input="x")["data"]
+def test_one_route_for_all(embedder: Server) -> None:
+    vectors = post(embedder, "/invocations", input="x")["data"]
     assert np.allclose(vectors[0]["embedding"], reference(["x"])[0], atol=1e-5)
-    assert post(server, "/invocations", query="a", documents=["b"])["results"]
-    assert post(server, "/invocations", text_1="a", text_2="b")["data"]
+    assert post(embedder, "/invocations", query="a", documents=["b"])["results"]
+    assert post(embedder, "/invocations", text_1="a", text_2="b")["data"]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_one_route_for_all(server: Server) -> None:
         ("/pooling", {"input": "x", "task": "nothing"}, "task must be"),
     ],
 )
-def test_answers_and_refusals(server: Server, path: str, body: dict[str, Any], words: str | None) -> None:
-    answer = httpx.post(server.url + path, json=body)
+def test_answers_and_refusals(embedder: Server, path: str, body: dict[str, Any], words: str | None) -> None:
+    answer = httpx.post(embedder.url + path, json=body)
     assert answer.status_code == (200 if words is None else 400), answer.text
     assert words is None or words in answer.json()["error"]["message"]
 
@@ -154,17 +154,16 @@ def test_cross_encoder(judge: Path) -> None:
         assert "can't embed" in post(server, "/v1/embeddings", input="x")["error"]["message"]
 
 
-def test_generating_models_refuse() -> None:
-    with Server("--max-model-len", "64", "--cpu-kv-cache-gb", "0.05") as server:
-        answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "x"})
-        assert answer.status_code == 400 and "--task embed" in answer.json()["error"]["message"]
+def test_generating_models_refuse(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "x"})
+    assert answer.status_code == 400 and "--task embed" in answer.json()["error"]["message"]
 
 
-def test_examples_of_the_page_run(server: Server) -> None:
+def test_examples_of_the_page_run(embedder: Server) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(examples) >= 3
     for code in examples:
-        code = code.replace("http://localhost:8000", server.url).replace(
+        code = code.replace("http://localhost:8000", embedder.url).replace(
             '"path/to/all-MiniLM-L6-v2"', repr(str(minilm()))
         )
         exec(compile(code, PAGE.name, "exec"), {})

@@ -67,7 +67,6 @@ def test_64_prompts_of_64_tokens(reference: Reference) -> None:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "one at a time": {"max_num_seqs": 1},
     "chunks of 16": {"max_num_batched_tokens": 16, "max_num_seqs": 16},
     "no prefix caching": {"enable_prefix_caching": False, "max_num_batched_tokens": 100, "max_num_seqs": 8},
     "no chunks": {"enable_chunked_prefill": False},
@@ -75,6 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blocks of 64": {"block_size": 64},
 }
 FEW = [*PROMPTS[:14], *PROMPTS[-2:]]
+ONE_BY_ONE = [PROMPTS[0], PROMPTS[4], PROMPTS[6], *PROMPTS[-2:]]  # each on its own takes long
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -84,11 +84,17 @@ def test_the_same_however_the_work_is_cut(reference: Reference, options: dict[st
     assert sum(near_ties(reference, output) for output in outputs) <= 1
 
 
+def test_the_same_one_at_a_time(reference: Reference) -> None:
+    outputs = greedy(ONE_BY_ONE, 24, max_num_seqs=1)
+    check_ends(outputs, 24)
+    assert sum(near_ties(reference, output) for output in outputs) <= 1
+
+
 def test_the_same_under_preemption(reference: Reference) -> None:
     """The cache holds one request of the longest length; sixteen that share nothing fight for it."""
-    outputs = greedy(FEW, 40, num_gpu_blocks_override=32, max_num_seqs=16, enable_prefix_caching=False)
+    outputs = greedy(FEW, 32, num_gpu_blocks_override=32, max_num_seqs=16, enable_prefix_caching=False)
     assert sum(output.metrics.num_preemptions for output in outputs if output.metrics) > 0
-    check_ends(outputs, 40)
+    check_ends(outputs, 32)
     assert sum(near_ties(reference, output) for output in outputs) <= 1
 
 

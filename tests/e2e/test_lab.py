@@ -72,11 +72,11 @@ def test_a_sweep_of_a_real_server(tmp_path: Path, port: int) -> None:
     serve = " ".join(["headrace", "serve", "--port", str(port), *SMALL])
     flags = ["--serve-cmd", serve, "--serve-params", tmp_path / "serve.json", "--bench-cmd", BENCH]
     where = ["-o", tmp_path, "-e", "trial"]
-    done = headrace("bench", "sweep", "--concurrencies", "1,4", *flags, *where)
+    done = headrace("bench", "sweep", "--concurrencies", "4", *flags, *where)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "trial/summary.json").read_text())["runs"]
-    assert [run["label"] for run in runs] == [f"max_num_seqs={s} concurrency={c}" for s in (1, 4) for c in (1, 4)]
+    assert [run["label"] for run in runs] == ["max_num_seqs=1 concurrency=4", "max_num_seqs=4 concurrency=4"]
     assert all(run["completed"] == 6 and run["failed"] == 0 for run in runs)
     assert_nobody_serves(port)
-    resumed = headrace("bench", "sweep", "--concurrencies", "1,4", *flags, *where, "--resume")
+    resumed = headrace("bench", "sweep", "--concurrencies", "4", *flags, *where, "--resume")
     assert resumed.returncode == 0 and "starting" not in resumed.stdout  # nothing was left to measure

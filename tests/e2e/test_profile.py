@@ -26,9 +26,9 @@ httpx.post('{url}/v1/completions', json={{'prompt': 'Hi', 'max_tokens': {tokens}
 """
 
 
-def test_a_server_records_while_a_command_runs(tmp_path: Path) -> None:
+def test_a_server_records_while_a_command_runs(tiny: Path, tmp_path: Path) -> None:
     settings = {"profiler": "torch", "torch_profiler_dir": str(tmp_path / "server"), "torch_profiler_with_stack": False}
-    with Server("--max-model-len", "256", "--profiler-config", json.dumps(settings)) as server:
+    with Server(str(tiny), "--max-model-len", "256", "--profiler-config", json.dumps(settings)) as server:
         command = ["profile", "--url", server.url, "--json", "--out", str(tmp_path / "mine"), "--"]
         command += [sys.executable, "-c", ASK.format(url=server.url, delay=0, tokens=5)]
         done = subprocess.run([*HEADRACE, *command], capture_output=True, text=True, check=True)
@@ -50,10 +50,9 @@ def test_a_server_records_while_a_command_runs(tmp_path: Path) -> None:
         assert httpx.post(f"{server.url}/start_profile").status_code == 200
 
 
-def test_a_server_without_a_profiler_has_no_such_routes(capsys: pytest.CaptureFixture[str]) -> None:
-    with Server("--max-model-len", "256") as server:
-        assert httpx.post(f"{server.url}/stop_profile").status_code == 404
-        assert main(["profile", "--url", server.url, "--", "true"]) == 2
+def test_a_server_without_a_profiler_has_no_such_routes(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert httpx.post(f"{server.url}/stop_profile").status_code == 404
+    assert main(["profile", "--url", server.url, "--", "true"]) == 2
     assert "start it with --profiler-config" in capsys.readouterr().err
 
 
@@ -67,8 +66,8 @@ def test_a_commands_own_engine_records(tmp_path: Path, capfd: pytest.CaptureFixt
     assert main(["profile", "--out", str(tmp_path), "--", "headrace", "generate", "--no-such-flag"]) == 2
 
 
-def test_an_llm_records_between_two_calls(tmp_path: Path) -> None:
-    llm = LLM(max_model_len=256, profiler_config={"profiler": "torch", "torch_profiler_dir": str(tmp_path)})
+def test_an_llm_records_between_two_calls(tiny: Path, tmp_path: Path) -> None:
+    llm = LLM(str(tiny), max_model_len=256, profiler_config={"profiler": "torch", "torch_profiler_dir": str(tmp_path)})
     llm.start_profile()
     with pytest.raises(ProfilerActiveError):
         llm.start_profile()
@@ -79,15 +78,15 @@ def test_an_llm_records_between_two_calls(tmp_path: Path) -> None:
     assert len([event for event in steps if event["cat"] == "user_annotation"]) == 3
     llm.shutdown()
     with pytest.raises(ProfilerError, match="No profiler is configured"):
-        LLM(max_model_len=256).start_profile()
+        LLM(str(tiny), max_model_len=256).start_profile()
 
 
 @pytest.mark.slow
-def test_viztracer_sees_the_server_and_its_engine(tmp_path: Path) -> None:
+def test_viztracer_sees_the_server_and_its_engine(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("viztracer")
     out = tmp_path / "out"
     words = [*HEADRACE, "profile", "--tool", "viztracer", "--out", str(out), "--"]
-    words += ["headrace", "serve", "--port", "0", "--host", "127.0.0.1", "--max-model-len", "256"]
+    words += ["headrace", "serve", str(tiny), "--port", "0", "--host", "127.0.0.1", "--max-model-len", "256"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         assert any("Application startup complete." in line for line in process.stdout)

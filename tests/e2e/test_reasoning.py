@@ -52,14 +52,17 @@ def reasoning_tokens(answer: dict[str, Any]) -> int:
 
 
 def test_a_budget_ends_reasoning_and_the_answer_goes_on(server: Server) -> None:
-    for budget in (0, 1, 7):
-        fields = {"thinking_token_budget": budget, "n": 2, "temperature": 1, "logprobs": True, "ignore_eos": True}
-        answer = post(server, **fields)
+    fields: dict[str, Any] = {"n": 2, "temperature": 1, "logprobs": True, "ignore_eos": True}
+    budgets = (0, 1, 7)
+    with ThreadPoolExecutor(4) as pool:
+        endless = pool.submit(post, server, thinking_token_budget=-1, ignore_eos=True)
+        answers = list(pool.map(lambda budget: post(server, thinking_token_budget=budget, **fields), budgets))
+    assert reasoning_tokens(endless.result()) > 40
+    for budget, answer in zip(budgets, answers, strict=True):
         assert reasoning_tokens(answer) == 2 * budget and answer["usage"]["completion_tokens"] == 120
         for choice in answer["choices"]:
             tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
             assert "".join(tokens[budget : budget + 3]) == "</think>" and choice["message"]["content"]
-    assert reasoning_tokens(post(server, thinking_token_budget=-1, ignore_eos=True)) > 40
 
 
 def test_a_streamed_answer_is_the_same(server: Server) -> None:

@@ -1,10 +1,7 @@
-"""The Responses API with the default model through OpenAI's client, and the examples of docs/responses.md."""
+"""The Responses API with the default model through OpenAI's client."""
 
 import json
-import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -13,17 +10,7 @@ import pytest
 
 from tests.e2e.server import Server
 
-PAGE = (Path(__file__).parents[2] / "docs" / "responses.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 QUESTION = "What will the weather be in Rome this week?"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(
-        "--kv-cache-memory-bytes", "512M", "--max-model-len", "1024", "--tool-call-parser", "hermes"
-    ) as running:
-        yield running
 
 
 @pytest.fixture
@@ -34,12 +21,6 @@ def client(server: Server) -> openai.OpenAI:
 @pytest.fixture
 def model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
-
-
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_examples_of_the_page_run(server: Server, code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(code.replace("http://localhost:8000", server.url), {})
-    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -45,9 +45,14 @@ def reference() -> Reference:
     return Reference()
 
 
+def complete_all(llm: LLM, prompt: str, params: list[dict[str, Any]]) -> list[CompletionOutput]:
+    """The text for each of ``params``; a batch takes little longer than one."""
+    sampling = [SamplingParams(**({"temperature": 0.0, "max_tokens": 12} | fields)) for fields in params]
+    return [output.outputs[0] for output in llm.generate([prompt] * len(params), sampling, use_tqdm=False)]
+
+
 def complete(llm: LLM, prompt: str = FRANCE, **params: Any) -> CompletionOutput:
-    sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": 12} | params))
-    return llm.generate(prompt, sampling, use_tqdm=False)[0].outputs[0]
+    return complete_all(llm, prompt, [params])[0]
 
 
 # -- the draw -------------------------------------------------------------------------------------------------------
@@ -100,34 +105,36 @@ def test_allowed_token_ids(llm: LLM) -> None:
     assert output.text.isdigit() and set(output.token_ids) <= set(allowed)
 
 
-@pytest.mark.parametrize("word", ["quick", "the", " jumps over", "brown fox"])
-@pytest.mark.parametrize("detokenize", [True, False])
-def test_bad_words(llm: LLM, word: str, detokenize: bool) -> None:
-    free = complete(llm, LONG, bad_words=["zebra"])
-    assert free.token_ids == complete(llm, LONG).token_ids and word in free.text
-    tokens = list(complete(llm, LONG, bad_words=[word], detokenize=detokenize).token_ids)
-    for ids in llm.tokenizer.bad_word_ids([word]):
-        assert not any(tokens[i : i + len(ids)] == ids for i in range(len(tokens)))
+def test_bad_words(llm: LLM) -> None:
+    words = ["quick", "the", " jumps over", "brown fox"]
+    free = [{"bad_words": ["zebra"]}, {}]
+    forbidden = [{"bad_words": [word], "detokenize": detokenize} for word in words for detokenize in (True, False)]
+    found, plain, *others = complete_all(llm, LONG, [*free, *forbidden])
+    assert found.token_ids == plain.token_ids and all(word in found.text for word in words)
+    for fields, other in zip(forbidden, others, strict=True):
+        tokens = list(other.token_ids)
+        for ids in llm.tokenizer.bad_word_ids(fields["bad_words"]):
+            assert not any(tokens[i : i + len(ids)] == ids for i in range(len(tokens))), fields
 
 
 PENALTIES = [(0.0, 0.0, 1.3), (1.5, 0.0, 1.0), (0.0, 0.7, 1.0), (-1.0, 0.5, 1.1), (0.0, 0.0, 0.8)]
 
 
-@pytest.mark.parametrize(("presence", "frequency", "repetition"), PENALTIES)
-def test_penalties(llm: LLM, reference: Reference, presence: float, frequency: float, repetition: float) -> None:
+def test_penalties(llm: LLM, reference: Reference) -> None:
     """Each token is the best of transformers' logits once the published formulas are applied to them."""
-    prompt = "a b a b a b a b a b"
-    params = {"presence_penalty": presence, "frequency_penalty": frequency, "repetition_penalty": repetition}
-    tokens = list(complete(llm, prompt, max_tokens=20, ignore_eos=True, **params).token_ids)
+    prompt, names = "a b a b a b a b a b", ("presence_penalty", "frequency_penalty", "repetition_penalty")
+    wanted = [{"max_tokens": 20, "ignore_eos": True} | dict(zip(names, one, strict=True)) for one in PENALTIES]
     prompt_ids = llm.tokenizer.encode(prompt)
-    logits = reference.logits(prompt_ids, tokens)
-    for place, token in enumerate(tokens):
-        scores, said = logits[place].clone(), tokens[:place]
-        for known in set(prompt_ids + said):
-            scores[known] *= 1 / repetition if scores[known] > 0 else repetition
-        for known in set(said):
-            scores[known] -= presence + frequency * said.count(known)
-        assert scores.max() - scores[token] < NEAR_TIE
+    for penalties, output in zip(PENALTIES, complete_all(llm, prompt, wanted), strict=True):
+        (presence, frequency, repetition), tokens = penalties, list(output.token_ids)
+        logits = reference.logits(prompt_ids, tokens)
+        for place, token in enumerate(tokens):
+            scores, said = logits[place].clone(), tokens[:place]
+            for known in set(prompt_ids + said):
+                scores[known] *= 1 / repetition if scores[known] > 0 else repetition
+            for known in set(said):
+                scores[known] -= presence + frequency * said.count(known)
+            assert scores.max() - scores[token] < NEAR_TIE, penalties
 
 
 def test_a_penalised_batch_leaves_its_neighbours_alone(llm: LLM) -> None:

@@ -1,9 +1,7 @@
-"""Tool calls and the pages about them with the default model, which has to call what it is told to call."""
+"""Tool calls of the default model, which has to call what it is told to call."""
 
 import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jsonschema
@@ -13,12 +11,6 @@ import pytest
 
 from tests.e2e.server import Server
 
-PAGES = Path(__file__).parents[2] / "docs"
-EXAMPLES = [
-    pytest.param(code, id=f"{page}-{place}")
-    for page in ("tools", "reasoning")
-    for place, code in enumerate(re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL))
-]
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -38,40 +30,32 @@ TOOLS: Any = [
 QUESTION: Any = [{"role": "user", "content": "What will the weather be in Rome this week?"}]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(
-        "--kv-cache-memory-bytes", "512M", "--max-model-len", "1024", "--tool-call-parser", "hermes"
-    ) as running:
-        yield running
-
-
 @pytest.fixture
 def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_examples_of_the_pages_run(server: Server, code: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(code.replace("http://localhost:8000", server.url), {})
-    assert capsys.readouterr().out
-
-
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "forecast"}}])
 def test_forced_calls_satisfy_their_schemas(client: openai.OpenAI, choice: Any) -> None:
     model = client.models.list().data[0].id
+    options = {"model": model, "messages": QUESTION, "tools": TOOLS, "tool_choice": choice, "max_tokens": 200}
+    wanted = [options | {"seed": seed, "parallel_tool_calls": bool(seed % 2)} for seed in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        begun = [pool.submit(ask, client, one) for one in wanted for ask in (streamed, whole)]
+        answers = [(one, answer.result()) for one, answer in zip([o for o in wanted for _ in "ab"], begun, strict=True)]
     num_finished = 0
-    for seed in range(4):
-        options = {"model": model, "messages": QUESTION, "tools": TOOLS, "tool_choice": choice, "seed": seed}
-        options |= {"max_tokens": 200, "parallel_tool_calls": bool(seed % 2)}
-        for answer in (streamed(client, options), client.chat.completions.create(**options)):
-            reason, calls = answer.choices[0].finish_reason, answer.choices[0].message.tool_calls or []
-            assert reason in ("tool_calls", "length")
-            assert seed % 2 or len(calls) <= 1
-            num_finished += reason == "tool_calls"
-            for call in calls if reason == "tool_calls" else calls[:-1]:
-                jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+    for one, answer in answers:
+        reason, calls = answer.choices[0].finish_reason, answer.choices[0].message.tool_calls or []
+        assert reason in ("tool_calls", "length")
+        assert one["parallel_tool_calls"] or len(calls) <= 1
+        num_finished += reason == "tool_calls"
+        for call in calls if reason == "tool_calls" else calls[:-1]:
+            jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
     assert num_finished
+
+
+def whole(client: openai.OpenAI, options: Any) -> Any:
+    return client.chat.completions.create(**options)
 
 
 def streamed(client: openai.OpenAI, options: Any) -> Any:
