@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: FlagParser) -> None:
     parser.add_argument("--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help="Prompts to continue.")
     parser.add_argument("--prompt-file", metavar="FILE", help="File with a prompt on each line; - reads stdin.")
-    parser.add_argument("-n", type=int, default=1, metavar="N", help="Continuations of each prompt. [1]")
+    parser.add_argument("-n", type=int, default=1, metavar="N", help="Continuations of each prompt.")
     parser.add_argument("--json", action="store_true", help="Print a JSON object for each prompt, on a line each.")
     add_sampling(parser)
     add_options(parser, ENGINE_GROUPS)

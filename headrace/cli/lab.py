@@ -14,10 +14,12 @@ def add_arguments(parser: FlagParser) -> None:
     parser.usage = "%(prog)s --out DIR [FLAG …] -- headrace serve …"
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="Starts the server, after --.")
     parser.add_argument("--out", required=True, metavar="DIR", help="A new folder for logs, results and report.html.")
-    parser.add_argument("--chats", type=natural, default=5, metavar="N", help="Short chats to time. [5]")
-    parser.add_argument("--chat-tokens", type=positive, default=64, metavar="N", help="Longest answer. [64]")
-    parser.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="[headrace bench serve]")
-    parser.add_argument("--server-ready-timeout", type=positive, default=600, metavar="S", help="[600]")
+    parser.add_argument("--chats", type=natural, default=5, metavar="N", help="Short chats to time.")
+    parser.add_argument("--chat-tokens", type=positive, default=64, metavar="N", help="Longest answer.")
+    parser.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="Measures the server.")
+    parser.add_argument(
+        "--server-ready-timeout", type=positive, default=600, metavar="S", help="Seconds until it must be ready."
+    )
     parser.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
 
 

@@ -74,10 +74,17 @@ class FlagParser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Shows a flag's value once, not again after each alias."""
+    """Shows a flag's default after its help, and its value once, not again after each alias."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = f"{action.default:g}" if isinstance(action.default, float) else action.default
+        told = (
+            isinstance(default, str | int) and not isinstance(default, bool) and default not in ("", argparse.SUPPRESS)
+        )
+        return (action.help or "") + (f" [{default}]".replace("%", "%%") if told else "")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -44,11 +44,11 @@ def add_arguments(parser: FlagParser) -> None:
         type=natural,
         default=DEFAULT_SKIPPED,
         metavar="N",
-        help=f"Steps of COMMAND's engine before them. [{DEFAULT_SKIPPED}]",
+        help="Steps of COMMAND's engine before them.",
     )
     parser.add_argument("--seconds", type=above_zero, metavar="S", help="Record, or run the tool, for so long.")
     parser.add_argument("--out", metavar="DIR", help=f"Where traces go. [{DEFAULT_DIRECTORY}]")
-    parser.add_argument("--top", type=positive, default=15, metavar="N", help="Kernels to list. [15]")
+    parser.add_argument("--top", type=positive, default=15, metavar="N", help="Kernels to list.")
     parser.add_argument("--json", action="store_true", help="Print the figures as JSON.")
 
 

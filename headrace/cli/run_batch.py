@@ -24,7 +24,7 @@ def add_arguments(parser: FlagParser) -> None:
     add = parser.add_argument
     add("-i", "--input-file", required=True, metavar="FILE", help="Requests in OpenAI's batch format, or their URL.")
     add("-o", "--output-file", required=True, metavar="FILE", help="Where the answers go, or a URL to PUT them to.")
-    add("--output-tmp-dir", default=".", metavar="DIR", help="Where they stay until they are PUT. [.]")
+    add("--output-tmp-dir", default=".", metavar="DIR", help="Where they stay until they are PUT.")
     add(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -33,8 +33,8 @@ def add_arguments(parser: FlagParser) -> None:
     )
     add("--response-role", choices=["assistant"], default="assistant", help="The role of chats' answers.")
     add("--enable-metrics", action="store_true", help="Serve Prometheus metrics meanwhile, at --host and --port.")
-    add("--host", "--url", default="0.0.0.0", metavar="ADDRESS", help="[0.0.0.0]")
-    add("--port", default="8000", metavar="N", help="[8000]")
+    add("--host", "--url", default="0.0.0.0", metavar="ADDRESS", help="Address that they are served at.")
+    add("--port", default="8000", metavar="N", help="Port that they are served at.")
     section = parser.add_argument_group("answers and logs")
     for name in SHARED:
         add_option(section, OPTIONS[name])

@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the datasets' flags, and ``--seed`` unless it has one."""
     general = parser.add_argument_group("dataset")
     if "--seed" not in parser._option_string_actions:
-        general.add_argument("--seed", type=int, default=0, metavar="N", help="Of all that is drawn. [0]")
+        general.add_argument("--seed", type=int, default=0, metavar="N", help="Of all that is drawn.")
     names = ", ".join(PREFIXES)
     general.add_argument("--dataset-name", type=known, metavar="NAME", help=f"{names}. [random; sharegpt with a file]")
     general.add_argument("--dataset-path", type=existing, metavar="FILE", help="The dataset's file.")
-    general.add_argument("--num-prompts", type=positive, default=1000, metavar="N", help="Requests. [1000]")
+    general.add_argument("--num-prompts", type=positive, default=1000, metavar="N", help="Requests.")
     general.add_argument("--input-len", type=positive, metavar="N", help="Prompt tokens of a dataset that draws them.")
     general.add_argument("--output-len", type=positive, metavar="N", help="Output tokens of such a dataset.")
     general.add_argument("--prefix-len", type=natural, metavar="N", help="Common first tokens of such a dataset.")
@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = parser.add_argument_group("one dataset's own")
     for flag, kind, default, help in OWN:
-        shown = "" if default is None else f" [{default}]"
-        own.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=help + shown)
+        own.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=help)
     own.add_argument(
         "--random-range-ratio",
         type=ratios,

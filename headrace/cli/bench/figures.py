@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 def add_engine(parser: FlagParser) -> None:
     """The engine's own flags, and those of every measurement of one in this process."""
     add_options(parser, ENGINE_GROUPS)
-    parser.add_argument("--n", type=positive, default=1, metavar="N", help="Sequences of each request. [1]")
-    parser.add_argument(
-        "--temperature", type=from_zero, default=1.0, metavar="X", help="Of the samples; 0 is greedy. [1]"
-    )
+    parser.add_argument("--n", type=positive, default=1, metavar="N", help="Sequences of each request.")
+    parser.add_argument("--temperature", type=from_zero, default=1.0, metavar="X", help="Of the samples; 0 is greedy.")
     parser.add_argument("--disable-detokenize", action="store_true", help="Make no text of the tokens.")
     add_output(parser)
 
@@ -42,7 +40,7 @@ def check_output(arguments: argparse.Namespace) -> None:
 def add_counts(parser: FlagParser, *rows: tuple[tuple[str, ...], Callable[[str], int], int, str]) -> None:
     """Flags that are numbers, each row with its spellings, how it is read, its default and what it is."""
     for flags, kind, default, help in rows:
-        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=f"{help} [{default}]")
+        parser.add_argument(*flags, type=kind, default=default, metavar="N", help=help)
 
 
 @contextmanager

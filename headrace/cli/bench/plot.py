@@ -12,7 +12,7 @@ def add_arguments(parser: FlagParser) -> None:
     parser.add_argument(
         "results", nargs="+", metavar="RESULT", help="Files of `bench serve`, ours or vLLM's; or folders."
     )
-    parser.add_argument("--out", default="figures", metavar="DIR", help="Where figures and lists go. [figures]")
+    parser.add_argument("--out", default="figures", metavar="DIR", help="Where figures and lists go.")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -43,34 +43,34 @@ def add_arguments(parser: FlagParser) -> None:
 def add_server(parser: FlagParser) -> None:
     server = parser.add_argument_group("server")
     add = server.add_argument
-    add("--backend", "--endpoint-type", default="openai", metavar="API", help="openai-chat, vllm-rerank, … [openai]")
+    add("--backend", "--endpoint-type", default="openai", metavar="API", help="openai-chat, vllm-rerank, …")
     add("--base-url", metavar="URL", help="Address of the server, instead of --host and --port.")
-    add("--host", default="127.0.0.1", metavar="NAME", help="[127.0.0.1]")
-    add("--port", type=positive, default=8000, metavar="N", help="[8000]")
+    add("--host", default="127.0.0.1", metavar="NAME", help="Its host.")
+    add("--port", type=positive, default=8000, metavar="N", help="Its port.")
     add("--endpoint", metavar="PATH", help="Route on it. [by --backend]")
     add("--model", metavar="NAME", help="Model to ask for, and its tokenizer. [the first that the server has]")
     add("--served-model-name", metavar="NAME", help="What the server calls the model.")
     add("--tokenizer", metavar="NAME", help="Tokenizer: a directory or a hub id. [the model's]")
-    add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="[auto]")
+    add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="Which class to load.")
     add("--trust-remote-code", action="store_true", help="Run Python code that comes with the tokenizer.")
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
     add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Of every request.")
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
-    add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Wait so long for the server. [0]")
+    add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Wait so long for the server.")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
 
 
 def add_load(parser: FlagParser) -> None:
     add = parser.add_argument_group("load").add_argument
-    add("--request-rate", type=rate, default=math.inf, metavar="X", help="Requests a second; inf: all at once. [inf]")
-    add("--burstiness", type=rate, default=1.0, metavar="X", help="1: Poisson arrivals; more is more even. [1]")
+    add("--request-rate", type=rate, default=math.inf, metavar="X", help="Requests a second; inf: all at once.")
+    add("--burstiness", type=rate, default=1.0, metavar="X", help="1: Poisson arrivals; more is more even.")
     add("--max-concurrency", type=positive, metavar="N", help="Most requests on their way at once.")
     add("--ramp-up-strategy", choices=("linear", "exponential"), help="How the rate grows, instead of --request-rate.")
     add("--ramp-up-start-rps", type=rate, metavar="X", help="Rate that it grows from.")
     add("--ramp-up-end-rps", type=rate, metavar="X", help="Rate that it grows to.")
-    add("--num-warmups", type=natural, default=0, metavar="N", help="Requests sent before, unmeasured. [0]")
-    add("--num-client-processes", type=positive, default=1, metavar="N", help="Processes that send. [1]")
-    add("--request-timeout", type=rate, default=3600.0, metavar="X", help="Most seconds without a byte. [3600]")
+    add("--num-warmups", type=natural, default=0, metavar="N", help="Requests sent before, unmeasured.")
+    add("--num-client-processes", type=positive, default=1, metavar="N", help="Processes that send.")
+    add("--request-timeout", type=rate, default=3600.0, metavar="X", help="Most seconds without a byte.")
     add("--allow-failures", action="store_true", help="Exit with 0 even if requests failed.")
 
 

@@ -27,7 +27,9 @@ def add_arguments(parser: FlagParser) -> None:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--base-url", metavar="URL", help="Of a server that runs already.")
     what.add_argument("--serve-cmd", metavar="COMMAND", help="Starts the server, anew for each --serve-params set.")
-    what.add_argument("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="[headrace bench serve]")
+    what.add_argument(
+        "--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="Measures the server once."
+    )
     what.add_argument("--after-bench-cmd", metavar="COMMAND", help="Runs after each run, instead of resetting caches.")
     load = parser.add_argument_group("loads")
     load.add_argument("--suite", "--type", metavar="NAME,…", help="rate, concurrency, input, output, or all. [all]")
@@ -38,22 +40,24 @@ def add_arguments(parser: FlagParser) -> None:
     load.add_argument("--input-lens", type=listed(positive), metavar="N,…", help="Of suite input. [128,256 to 16384]")
     load.add_argument("--output-lens", type=listed(positive), metavar="N,…", help="Of suite output. [64,128 to 2048]")
     load.add_argument("--slo", metavar="GOAL,…", help="Find the largest rate that keeps ttft_p99=200ms,tpot_p99=20ms.")
-    load.add_argument("--slo-start", type=above_zero, default=1.0, metavar="X", help="Requests/s tried first. [1]")
-    load.add_argument("--slo-precision", type=above_zero, default=0.05, metavar="X", help="Of the rate found. [0.05]")
-    load.add_argument("--slo-seconds", type=above_zero, default=30.0, metavar="S", help="Of arrivals per trial. [30]")
+    load.add_argument("--slo-start", type=above_zero, default=1.0, metavar="X", help="Requests/s tried first.")
+    load.add_argument("--slo-precision", type=above_zero, default=0.05, metavar="X", help="Of the rate found.")
+    load.add_argument("--slo-seconds", type=above_zero, default=30.0, metavar="S", help="Of arrivals per trial.")
     load.add_argument("--serve-params", metavar="FILE", help="JSON: sets of server flags.")
     load.add_argument("--bench-params", metavar="FILE", help="JSON: sets of benchmark flags.")
     load.add_argument("--link-vars", metavar="A=B,…", help="Only where server flag A and benchmark flag B are equal.")
     load.add_argument("--num-runs", type=positive, metavar="N", help=f"Of each. [1; {RUNS_OF_SERVE} for sweep serve]")
-    load.add_argument("--warmup-num-prompts", type=natural, default=0, metavar="N", help="Before the first run. [0]")
+    load.add_argument("--warmup-num-prompts", type=natural, default=0, metavar="N", help="Before the first run.")
     how = parser.add_argument_group("how")
-    how.add_argument("-o", "--output-dir", default="results", metavar="DIR", help="[results]")
+    how.add_argument("-o", "--output-dir", default="results", metavar="DIR", help="Where experiments are kept.")
     how.add_argument("-e", "--experiment-name", metavar="NAME", help="Folder in there. [date and time]")
     how.add_argument("--resume", action="store_true", help="Run what is missing in -e.")
     how.add_argument("--dry-run", action="store_true", help="Print the commands, run none.")
     how.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
     how.add_argument("--continue-on-error", action="store_true", help="Go on with the next run after a failed one.")
-    how.add_argument("--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="[300]")
+    how.add_argument(
+        "--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="Seconds until it must be ready."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

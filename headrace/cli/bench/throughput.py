@@ -17,7 +17,7 @@ def add_arguments(parser: FlagParser) -> None:
     add_engine(parser)
     datasets.add_arguments(parser)
     parser.add_argument(
-        "--backend", choices=("vllm", "vllm-chat"), default="vllm", help="vllm-chat sends prompts as chats. [vllm]"
+        "--backend", choices=("vllm", "vllm-chat"), default="vllm", help="vllm-chat sends prompts as chats."
     )
     add_counts(
         parser,
