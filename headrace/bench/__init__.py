@@ -1,1 +1,11 @@
-"""Measures the engine, and says how far each figure is from what the device allows. Uses the public API only."""
+"""Measurements of servers, over HTTP, and of engines in this process, and how near each is to what the device allows.
+
+- A load on a server: ``datasets`` draw requests, ``serve`` runs processes of ``load`` that send them (``client``,
+  ``api``), ``measures`` and ``metrics`` make figures of what came back.
+- Engines here: ``offline`` and ``startup``, with ``ranks`` and ``spread``.
+- Many loads: ``sweep`` does what ``experiment`` plans of ``parameters``; ``capacity`` judges; ``lab`` makes one visit.
+  Both use ``server`` and ``snapshot``.
+- Results: ``files`` and ``reading``, from which ``plot`` and ``report`` show them.
+- What hardware allows: ``limits`` is the arithmetic; ``roofline`` applies it to plans (``devices``, ``formats``,
+  ``shares``, ``latent``), ``reached`` to results.
+"""

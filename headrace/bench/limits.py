@@ -7,19 +7,12 @@ data sheet. Seconds throughout.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from headrace.device import pick_device
 from headrace.types import StepCost
-
-
-class Costed(Protocol):
-    """Whatever knows what its steps cost: ``EngineInfo`` of a running engine, a share of a planned one."""
-
-    @property
-    def cost(self) -> StepCost: ...
 
 
 class StepTime(NamedTuple):
@@ -65,32 +58,30 @@ class Ceilings:
     flops_per_second: float
     layer_flops_per_second: float | None = None  # where the layers' matrices are of other numbers than the rest
 
-    def decode_step(self, model: Costed, batch: float, context: float) -> StepTime:
+    def decode_step(self, cost: StepCost, batch: float, context: float) -> StepTime:
         """Of one token for each of ``batch`` requests with ``context`` tokens in the cache."""
-        cost = model.cost
         return StepTime(
             weights_read(cost, batch) / self.bytes_per_second,
             batch * (self.layers(cost) + cost.head_flops / self.flops_per_second),
             batch * cache_read(cost, context) / self.bytes_per_second,
         )
 
-    def prefill_step(self, model: Costed, tokens: int) -> StepTime:
+    def prefill_step(self, cost: StepCost, tokens: int) -> StepTime:
         """Of one prompt of ``tokens`` tokens, whose keys and values are still at hand when they are needed."""
-        cost = model.cost
         others = prefill_flops(cost, tokens) - tokens * cost.layer_flops
         products = tokens * self.layers(cost) + others / self.flops_per_second
         return StepTime(weights_read(cost, tokens) / self.bytes_per_second, products, 0.0)
 
-    def used(self, model: Costed, work: Work, seconds: float) -> Utilization:
+    def used(self, cost: StepCost, work: Work, seconds: float) -> Utilization:
         """How much of what the device could have done in ``seconds`` the work done then needed at least."""
-        cost, context = model.cost, work.context
+        context = work.context
         tokens = sum(work.prompts) + work.output_tokens
         num_bytes = work.steps * weights_read(cost, tokens / work.steps) + work.output_tokens * cache_read(
             cost, context
         )
         unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
         others = cost.head_flops + context * cost.attention_flops - unseen
-        products = sum(self.prefill_step(model, length).products for length in work.prompts)
+        products = sum(self.prefill_step(cost, length).products for length in work.prompts)
         products += work.output_tokens * (self.layers(cost) + others / self.flops_per_second)
         return Utilization(num_bytes / seconds / self.bytes_per_second, products / seconds)
 

@@ -23,7 +23,7 @@ from headrace.device import pick_device
 from headrace.errors import ConfigError
 from headrace.frontend.door import Prompt
 from headrace.frontend.llm import LLM, Messages
-from headrace.types import EngineInfo, RequestOutput, SamplingParams
+from headrace.types import RequestOutput, SamplingParams, StepCost
 
 
 class Repeats(NamedTuple):
@@ -57,11 +57,11 @@ class Run:
     def work(self) -> limits.Work:
         return limits.Work(self.steps, self.computed, self.decoded, self.context)
 
-    def least_seconds(self, info: EngineInfo, ceilings: limits.Ceilings) -> float:
+    def least_seconds(self, cost: StepCost, ceilings: limits.Ceilings) -> float:
         """That the device would have needed, had all sequences run at once."""
-        prefill = sum(ceilings.prefill_step(info, length).products for length in self.computed)
+        prefill = sum(ceilings.prefill_step(cost, length).products for length in self.computed)
         steps = self.decoded / len(self.outputs)
-        return prefill + steps * ceilings.decode_step(info, len(self.outputs), self.context).total
+        return prefill + steps * ceilings.decode_step(cost, len(self.outputs), self.context).total
 
 
 def latency(
@@ -101,14 +101,14 @@ def latency(
     if ranks.size > 1:
         means = every.mean(axis=1)[:, 0].tolist()
         result["ranks"] = [{"rank": rank, "avg_latency": mean} for rank, mean in enumerate(means)]
-    info, ceilings, rows = llm.info, ceilings_of(llm), share * sampling.n
-    prefill = ceilings.prefill_step(info, input_len)
-    used = ceilings.used(info, limits.Work(1, [input_len] * rows), statistics.median(first))
+    cost, ceilings, rows = llm.info.cost, ceilings_of(llm), share * sampling.n
+    prefill = ceilings.prefill_step(cost, input_len)
+    used = ceilings.used(cost, limits.Work(1, [input_len] * rows), statistics.median(first))
     result["ttft"] = spread(first) | {"limit": max(prefill.weights, rows * prefill.products)} | used._asdict()
     if output_len > 1:
         context = input_len + output_len / 2
-        used = ceilings.used(info, limits.Work(1, (), rows, context), statistics.median(steps))
-        result["decode_step"] = spread(steps) | {"limit": ceilings.decode_step(info, rows, context).total}
+        used = ceilings.used(cost, limits.Work(1, (), rows, context), statistics.median(steps))
+        result["decode_step"] = spread(steps) | {"limit": ceilings.decode_step(cost, rows, context).total}
         result["decode_step"] |= used._asdict()
     return result | facts(llm, ceilings, files, interrupted)
 
@@ -133,25 +133,25 @@ def throughput(
 
     runs, interrupted = repeated(one, repeats.measured, ranks.size == 1)
     files = [] if interrupted else profiled(llm, lambda: send(llm, own, sampling))
-    info, ceilings = llm.info, ceilings_of(llm)
+    cost, ceilings = llm.info.cost, ceilings_of(llm)
     by_repeat = list(zip(*ranks.gather(runs), strict=True))
     times = [max(run.seconds for run in each) for each in by_repeat]
     seconds, chosen = sorted(zip(times, by_repeat, strict=True), key=lambda pair: pair[0])[len(times) // 2]
-    result: dict[str, Any] = figures(chosen, seconds, info, ceilings)
+    result: dict[str, Any] = figures(chosen, seconds, cost, ceilings)
     rates = [sum(run.output_tokens for run in each) / time for time, each in zip(times, by_repeat, strict=True)]
     result |= {"elapsed_times": times, "output_tokens_per_second_spread": spread(rates)}
     if ranks.size > 1:
         result["ranks"] = [
-            {"rank": rank} | figures([run], run.seconds, info, ceilings) for rank, run in enumerate(chosen)
+            {"rank": rank} | figures([run], run.seconds, cost, ceilings) for rank, run in enumerate(chosen)
         ]
     return result | facts(llm, ceilings, files, interrupted)
 
 
-def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: limits.Ceilings) -> dict[str, Any]:
+def figures(runs: Sequence[Run], seconds: float, cost: StepCost, ceilings: limits.Ceilings) -> dict[str, Any]:
     """Of one run of some ranks that together took ``seconds``."""
     count, tokens_in = sum(run.num_requests for run in runs), sum(run.prompt_tokens for run in runs)
     tokens_out = sum(run.output_tokens for run in runs)
-    used = np.mean([ceilings.used(info, run.work, seconds) for run in runs], axis=0).tolist()
+    used = np.mean([ceilings.used(cost, run.work, seconds) for run in runs], axis=0).tolist()
     return {
         "elapsed_time": seconds,
         "num_requests": count,
@@ -161,7 +161,7 @@ def figures(runs: Sequence[Run], seconds: float, info: EngineInfo, ceilings: lim
         "total_prompt_tokens": tokens_in,
         "total_output_tokens": tokens_out,
         "output_tokens_per_second": tokens_out / seconds,
-        "output_tokens_per_second_limit": tokens_out / max(run.least_seconds(info, ceilings) for run in runs),
+        "output_tokens_per_second_limit": tokens_out / max(run.least_seconds(cost, ceilings) for run in runs),
     } | limits.Utilization(*used)._asdict()
 
 

@@ -48,20 +48,20 @@ def served(result: dict[str, Any], cached: float) -> Served:
 
 def reached(speed: Speed, load: Served) -> dict[str, Any]:
     """Keys of ours in a result: limits in milliseconds, shares from 0 to 1; without decoding, only prefill's."""
-    ceilings, part = speed.ceilings, speed.parts[0]
+    ceilings, cost = speed.ceilings, speed.parts[0].cost
     prompt, context = round(float(np.mean(load.work.prompts))), load.work.context
     result = {
         "limit_device": speed.setting.device.name,
         "limit_devices": speed.setting.tensor,
         "mean_prompt": prompt,
         "limit_ttft_ms": speed.prefill(prompt)["ttft_ms"],
-        "prefill_mfu": ceilings.used(part, Work(1, [prompt]), load.ttft).mfu,
+        "prefill_mfu": ceilings.used(cost, Work(1, [prompt]), load.ttft).mfu,
     }
     if load.batch:
-        decode = ceilings.used(part, Work(1, (), load.batch, context), load.tpot)
+        decode = ceilings.used(cost, Work(1, (), load.batch, context), load.tpot)
         result |= {"mean_batch": load.batch, "mean_context": context, "decode_mbu": decode.mbu}
         result["limit_tpot_ms"] = speed.decode(load.batch, context)["tpot_ms"]
-    return result | ceilings.used(part, load.work, load.duration)._asdict()
+    return result | ceilings.used(cost, load.work, load.duration)._asdict()
 
 
 def lines_of(result: dict[str, Any], load: Served) -> list[str]:

@@ -257,7 +257,7 @@ class Speed:
 
     def decode(self, batch: float, context: float) -> dict[str, Any]:
         """Of a step with one token of each of ``batch`` requests, and what each term of it costs a device."""
-        steps = [self.ceilings.decode_step(part, batch, context) for part in self.parts]
+        steps = [self.ceilings.decode_step(part.cost, batch, context) for part in self.parts]
         total, slowest, terms = self.sums(steps, batch)
         costs = [part.cost for part in self.parts]
         return {
@@ -272,7 +272,9 @@ class Speed:
 
     def prefill(self, tokens: int) -> dict[str, Any]:
         """Of one prompt of ``tokens`` tokens."""
-        total, slowest, terms = self.sums([self.ceilings.prefill_step(part, tokens) for part in self.parts], tokens)
+        total, slowest, terms = self.sums(
+            [self.ceilings.prefill_step(part.cost, tokens) for part in self.parts], tokens
+        )
         return {"prompt_tokens": tokens, "ttft_ms": 1e3 * total, "tokens_per_second": tokens / slowest, **terms}
 
     def sums(self, steps: list[StepTime], tokens: float) -> tuple[float, float, dict[str, Any]]:

@@ -1,7 +1,5 @@
 """The arithmetic of limits, on numbers that can be checked by hand."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from headrace.bench.devices import device_called, device_reported
@@ -14,15 +12,9 @@ from headrace.bench.roofline import Setting, speed_of
 from headrace.config import Config
 from headrace.types import StepCost
 
-
-@dataclass(frozen=True)
-class Model:
-    cost: StepCost
-
-
 CEILINGS = Ceilings(bytes_per_second=1000.0, flops_per_second=10_000.0)
-DENSE = Model(StepCost(weight_bytes=1000, layer_flops=900, head_flops=100, kv_bytes=2, attention_flops=4))
-EXPERTS = Model(StepCost(1000, 900, 100, 2, 4, expert_bytes=800, expert_share=0.25))
+DENSE = StepCost(weight_bytes=1000, layer_flops=900, head_flops=100, kv_bytes=2, attention_flops=4)
+EXPERTS = StepCost(1000, 900, 100, 2, 4, expert_bytes=800, expert_share=0.25)
 
 
 def test_a_step_reads_or_multiplies_its_weights_whichever_takes_longer_and_then_the_cache() -> None:
@@ -39,10 +31,10 @@ def test_a_step_reads_the_experts_that_its_tokens_are_expected_to_choose() -> No
 
 def test_layers_with_a_window_see_no_more_tokens() -> None:
     cost = StepCost(1000, 900, 100, kv_bytes=6, attention_flops=12, windowed=[(30, 4, 8)])
-    assert CEILINGS.decode_step(Model(cost), 1, 20).cache == pytest.approx(20 * 6 / 1000)
-    assert CEILINGS.decode_step(Model(cost), 1, 50).cache == pytest.approx((50 * 2 + 30 * 4) / 1000)
+    assert CEILINGS.decode_step(cost, 1, 20).cache == pytest.approx(20 * 6 / 1000)
+    assert CEILINGS.decode_step(cost, 1, 50).cache == pytest.approx((50 * 2 + 30 * 4) / 1000)
     seen = 100**2 / 2 * 4 + (30 * 100 - 30**2 / 2) * 8
-    assert CEILINGS.prefill_step(Model(cost), 100).products == pytest.approx((90_000 + 100 + seen) / 10_000)
+    assert CEILINGS.prefill_step(cost, 100).products == pytest.approx((90_000 + 100 + seen) / 10_000)
 
 
 def test_work_at_the_limit_is_full_use_of_what_limits_it() -> None:
