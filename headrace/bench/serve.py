@@ -28,31 +28,17 @@ RETRY_SECONDS = 1.0
 MESSAGES = msgspec.msgpack.Decoder(Tally | Outcomes)
 
 
-@dataclass(frozen=True)
-class RampUp:
-    """A rate that grows from the first request to the last, in requests per second."""
-
-    strategy: str  # linear or exponential
-    start: float
-    end: float
-
-    def rates(self, count: int) -> np.ndarray:
-        space = np.geomspace if self.strategy == "exponential" else np.linspace
-        return space(self.start, self.end, count)
-
-
-def arrivals(count: int, rate: float, burstiness: float, seed: int, ramp_up: RampUp | None = None) -> list[float]:
-    """When each request is due, in seconds after the start; the last of ``rate`` a second comes at ``count / rate``.
+def arrivals(rates: np.ndarray, burstiness: float, seed: int) -> list[float]:
+    """When each request is due, in seconds after the start; ``rates``: at which each comes, in requests per second.
 
     Intervals are of a gamma distribution of shape ``burstiness``: 1 makes a Poisson process, more is more even,
-    infinity exactly even.
+    infinity exactly even. Their sum is exact, so the last of a constant rate comes at ``count / rate``.
     """
-    if ramp_up is None and np.isinf(rate):
-        return [0.0] * count
-    means = 1 / (np.full(count, rate) if ramp_up is None else ramp_up.rates(count))
+    means = 1 / rates
+    if not means.any():
+        return [0.0] * len(rates)
     even = np.isinf(burstiness)
-    intervals = means if even else np.random.default_rng(seed).gamma(burstiness, means / burstiness)
-    times = np.cumsum(intervals)
+    times = np.cumsum(means if even else np.random.default_rng(seed).gamma(burstiness, means / burstiness))
     due: list[float] = (times * (means.sum() / times[-1])).tolist()
     return due
 

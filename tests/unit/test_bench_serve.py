@@ -24,8 +24,10 @@ from headrace.bench.client import Target
 from headrace.bench.datasets import Sample
 from headrace.bench.load import Load, Outcome, Request, Share
 from headrace.bench.metrics import speculation
-from headrace.bench.serve import Plan, RampUp, arrivals
+from headrace.bench.serve import Plan, arrivals
+from headrace.cli.bench import serve_flags
 from headrace.cli.main import main
+from headrace.cli.parser import FlagParser
 from tests.unit.scripted_server import Call, ScriptedServer
 
 TARGET = Target("http://127.0.0.1:1", "openai", {}, timeout=10)
@@ -34,16 +36,23 @@ TARGET = Target("http://127.0.0.1:1", "openai", {}, timeout=10)
 
 
 def test_arrivals() -> None:
-    assert arrivals(3, math.inf, 1.0, 0) == [0, 0, 0]
-    assert arrivals(4, 8.0, math.inf, 0) == pytest.approx([0.125, 0.25, 0.375, 0.5])
-    poisson, even = (np.diff(arrivals(4000, 10.0, burstiness, 0)) for burstiness in (1.0, 25.0))
+    assert arrivals(np.full(3, math.inf), 1.0, 0) == [0, 0, 0]
+    assert arrivals(np.full(4, 8.0), math.inf, 0) == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    poisson, even = (np.diff(arrivals(np.full(4000, 10.0), burstiness, 0)) for burstiness in (1.0, 25.0))
     assert poisson.sum() == pytest.approx(400, rel=0.01)  # the rate is kept exactly, whatever was drawn
     assert poisson.std() == pytest.approx(0.1, rel=0.1) and even.std() == pytest.approx(0.1 / 5, rel=0.1)
-    assert arrivals(50, 10.0, 1.0, 7) == arrivals(50, 10.0, 1.0, 7) != arrivals(50, 10.0, 1.0, 8)
-    linear = np.diff(arrivals(101, math.inf, math.inf, 0, RampUp("linear", 1, 11)))
-    assert 1 / linear[[0, 49, 99]] == pytest.approx([1.1, 6, 11])
-    growing = np.diff(arrivals(101, math.inf, math.inf, 0, RampUp("exponential", 1, 100)))
-    assert 1 / growing[[49, 99]] == pytest.approx([10, 100])
+    steady = np.full(50, 10.0)
+    assert arrivals(steady, 1.0, 7) == arrivals(steady, 1.0, 7) != arrivals(steady, 1.0, 8)
+    parser = FlagParser(prog="bench serve")
+    serve_flags.add_arguments(parser)
+    for words, places, rates in (
+        ("linear 1 11", [0, 49, 99], [1.1, 6, 11]),
+        ("exponential 1 100", [49, 99], [10, 100]),
+    ):
+        strategy, start, end = words.split()
+        flags = ["--ramp-up-strategy", strategy, "--ramp-up-start-rps", start, "--ramp-up-end-rps", end]
+        gaps = np.diff(arrivals(serve_flags.rates_of(parser.parse(flags), 101), math.inf, 0))
+        assert 1 / gaps[places] == pytest.approx(rates)
 
 
 def test_shares_keep_conversations_whole_and_slots_exact() -> None:

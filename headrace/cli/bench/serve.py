@@ -87,8 +87,7 @@ def load_tokenizer(arguments: argparse.Namespace, root: str) -> "Tokenizer":
 def requests_of(arguments: argparse.Namespace, model: str, tokenizer: "Tokenizer | None") -> list[Request]:
     samples = datasets.draw(arguments, tokenizer, tokenizer.vocab_size if tokenizer else ANY_VOCABULARY)
     api, fields = serve_flags.api_of(arguments), serve_flags.request_fields(arguments)
-    rate, ramp_up = arguments.request_rate, serve_flags.ramp_up_of(arguments)
-    times = serve.arrivals(len(samples), rate, arguments.burstiness, arguments.seed, ramp_up)
+    times = serve.arrivals(serve_flags.rates_of(arguments, len(samples)), arguments.burstiness, arguments.seed)
     return [
         Request(
             index,

@@ -5,11 +5,12 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
 from headrace.bench.numbers import from_zero, listed, natural, number, positive, rate
-from headrace.bench.serve import RampUp
 from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
@@ -145,10 +146,12 @@ def request_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     return fields | arguments.extra_body
 
 
-def ramp_up_of(arguments: argparse.Namespace) -> RampUp | None:
+def rates_of(arguments: argparse.Namespace, count: int) -> np.ndarray:
+    """The rate at which each of ``count`` requests comes, per second."""
     if arguments.ramp_up_strategy is None:
-        return None
-    return RampUp(arguments.ramp_up_strategy, arguments.ramp_up_start_rps, arguments.ramp_up_end_rps)
+        return np.full(count, arguments.request_rate)
+    space = np.geomspace if arguments.ramp_up_strategy == "exponential" else np.linspace
+    return space(arguments.ramp_up_start_rps, arguments.ramp_up_end_rps, count)
 
 
 # -- values of flags ------------------------------------------------------------------------------------------------
