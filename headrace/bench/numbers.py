@@ -1,54 +1,33 @@
-"""Numbers on the command line: each function reads one for argparse, and refuses any other text in a sentence."""
+"""Numbers on the command line: each name here reads one for argparse, and refuses any other text in a sentence."""
 
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
+def reader(kind: Callable[[str], T], good: Callable[[T], bool], what: str) -> Callable[[str], T]:
+    """What reads those numbers of a ``kind`` that are ``good``: ``what`` they are, in words."""
 
+    def read(text: str) -> T:
+        with suppress(ValueError):
+            if good(value := kind(text)):
+                return value
+        raise ArgumentTypeError(f"{text!r} is no {what}")
 
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return int(text)
-
-
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no number") from None
-
-
-def from_zero(text: str) -> float:
-    value = number(text)
-    if not value >= 0:
-        raise ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return value
-
-
-def rate(text: str) -> float:
-    """Above 0, infinity included."""
-    value = number(text)
-    if not value > 0:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
-
-
-def above_zero(text: str) -> float:
-    value = rate(text)
-    if math.isinf(value):
-        raise ArgumentTypeError(f"{text!r} is not finite")
-    return value
+    return read
 
 
 def listed(one: Callable[[str], T]) -> Callable[[str], list[T]]:
     """What reads several of them, separated by commas."""
     return lambda text: [one(part.strip()) for part in text.split(",")]
+
+
+positive = reader(int, lambda value: value > 0, "number above 0")
+natural = reader(int, lambda value: value >= 0, "number from 0 on")
+from_zero = reader(float, lambda value: value >= 0, "number from 0 on")
+rate = reader(float, lambda value: value > 0, "number above 0")  # infinity, too
+above_zero = reader(float, lambda value: 0 < value < math.inf, "finite number above 0")

@@ -8,6 +8,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -119,20 +120,15 @@ class Option:
         if not isinstance(value, str):
             return str(value).removeprefix("torch.") if kind is str and self.facts.choices else value
         text = value.strip()
+        if self.facts.auto is not None and text.lower() == "auto":
+            return self.facts.auto
+        readers: dict[type, Callable[[str], Any]] = {bool: parse_bool, int: int, float: float, dict: json.loads}
+        if self.facts.size:
+            readers[int] = parse_size
         try:
-            if kind is bool:
-                return parse_bool(text)
-            if kind is int:
-                if self.facts.auto is not None and text.lower() == "auto":
-                    return self.facts.auto
-                return parse_size(text) if self.facts.size else int(text)
-            if kind is float:
-                return float(text)
-            if kind is dict:
-                return json.loads(text)
+            return readers[kind](text) if kind in readers else value
         except ValueError:
             raise self.wrong(value) from None
-        return value
 
     def _check(self, value: Any) -> None:
         facts = self.facts

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from headrace.profiling.torch_trace import packed
-from headrace.profiling.trace import NSIGHT_SUFFIXES, Trace
+from headrace.profiling.trace import NSIGHT_SUFFIXES, Activity, Range, Trace
 
 HOST = 1_000_000  # the process that stands for the host's ranges, above all devices
 
@@ -38,23 +38,12 @@ def events(trace: Trace) -> Iterator[dict[str, Any]]:
         yield {"ph": "M", "name": "process_name", "pid": device, "args": {"name": f"{name} {device}"}}
     yield {"ph": "M", "name": "process_name", "pid": HOST, "args": {"name": "steps, as launched"}}
     for activity in trace.activities:
-        yield {
-            "ph": "X",
-            "cat": "kernel",
-            "name": activity.name,
-            "pid": activity.device,
-            "tid": activity.stream,
-            "ts": activity.start,
-            "dur": activity.end - activity.start,
-            "args": {"device": activity.device, "stream": activity.stream},
-        }
+        place = {"device": activity.device, "stream": activity.stream}
+        yield span("kernel", activity, activity.device, activity.stream) | {"args": place}
     for step in trace.steps:
-        yield {
-            "ph": "X",
-            "cat": "user_annotation",
-            "name": step.name,
-            "pid": HOST,
-            "tid": 0,
-            "ts": step.start,
-            "dur": step.end - step.start,
-        }
+        yield span("user_annotation", step, HOST, 0)
+
+
+def span(category: str, what: Activity | Range, process: int, thread: int) -> dict[str, Any]:
+    times = {"ts": what.start, "dur": what.end - what.start}
+    return {"ph": "X", "cat": category, "name": what.name, "pid": process, "tid": thread} | times

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headrace.bench.numbers import above_zero, natural, positive
+from headrace.bench.numbers import above_zero, natural, positive, reader
 from headrace.errors import ConfigError
 
 PREFIXES = {  # of the flags of every dataset
@@ -111,10 +111,6 @@ def existing(text: str) -> Path:
     return path
 
 
-def positive_or_filed(text: str) -> int:
-    return -1 if text == "-1" else positive(text)
-
-
 def ratios(text: str) -> tuple[float, float]:
     """By how much inputs' and outputs' lengths vary: one number for both, or an object that names them."""
     try:
@@ -128,6 +124,7 @@ def ratios(text: str) -> tuple[float, float]:
     return inputs, outputs
 
 
+positive_or_filed = reader(int, lambda value: value > 0 or value == -1, "number above 0")
 OWN: tuple[tuple[str, Callable[[str], Any], int | None, str], ...] = (
     ("random-input-len", positive, 1024, "Prompt tokens, after the prefix."),
     ("random-output-len", positive, 128, "Output tokens."),

@@ -10,7 +10,7 @@ import numpy as np
 from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
-from headrace.bench.numbers import from_zero, listed, natural, number, positive, rate
+from headrace.bench.numbers import from_zero, listed, natural, positive, rate, reader
 from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
@@ -89,7 +89,8 @@ def add_request(parser: FlagParser) -> None:
 def add_output(parser: FlagParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--percentile-metrics", type=metrics, metavar="LIST", help=f"Of {','.join(TITLES)}. [ttft,tpot,itl]")
-    add("--metric-percentiles", type=percentiles, default=[99.0], metavar="LIST", help="[99]")
+    percentile = reader(float, lambda value: 0 <= value <= 100, "percentile between 0 and 100")
+    add("--metric-percentiles", type=listed(percentile), default=[99.0], metavar="LIST", help="[99]")
     many: dict[str, Any] = {"action": "extend", "default": []}
     add("--goodput", nargs="+", type=promise, metavar="METRIC:MS", help="Count the requests within.", **many)
     add("--save-result", action="store_true", help="Write the figures to a JSON file.")
@@ -182,13 +183,6 @@ def metrics(text: str) -> list[str]:
     if unknown := set(names) - set(TITLES):
         raise argparse.ArgumentTypeError(f"there is no metric {min(unknown)!r}; there are {', '.join(TITLES)}")
     return names
-
-
-def percentiles(text: str) -> list[float]:
-    values = listed(number)(text)
-    if not all(0 <= value <= 100 for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r} are not percentiles between 0 and 100")
-    return values
 
 
 def json_object(text: str) -> dict[str, Any]:
