@@ -161,16 +161,13 @@ class Remote:
     def __init__(self, url: str, model: str | None, api_key: str | None, sampling: dict[str, Any]):
         import httpx
 
-        base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._url = base
-        self._sampling = sampling
-        self._client = httpx.Client(
-            base_url=base,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-        )
-        self._model, self._limit = model, 0
+        from headrace.remote import address, bearer
+
+        self._url = address(url if "://" in url else f"http://{url}")
+        headers = bearer(api_key or os.environ.get("OPENAI_API_KEY"))
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=timeout)
+        self._model, self._sampling, self._limit = model, sampling, 0
 
     def close(self) -> None:
         self._client.close()
@@ -245,7 +242,7 @@ class Remote:
             yield
         except HeadraceError:
             raise
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = str(error).rstrip(".")
             raise HeadraceError(f"no server answers at {self._url}: {reason}.") from None
         except httpx.HTTPError as error:
