@@ -64,7 +64,7 @@ class Sweep:
         combinations, numbers = self.plan.combinations(serve_set), range(self.plan.num_runs)
         runs = [(combination, number) for combination in combinations for number in numbers]
         if not self.plan.search and all(combination.run_file(number).exists() for combination, number in runs):
-            self.results += [load(*run) for run in runs]
+            self.results += [result_of(*run) for run in runs]
             return
         with self._server(serve_set) as process:
             for combination in combinations:
@@ -96,7 +96,7 @@ class Sweep:
             origin = {SUITE_KEY: bench_set.suite} if bench_set.suite else {}
             parameters = combination.serve.flags | bench_set.flags | origin | {RUN_KEY: number}
             write_json(path, result | {key: value for key, value in parameters.items() if key not in result})
-        result = load(combination, number)
+        result = result_of(combination, number)
         count = f" ({number + 1} of {self.plan.num_runs})" if self.plan.num_runs > 1 else ""
         self._say(f"{result['label'] or 'run'}{count}: {in_short(result)}")
         return result
@@ -208,7 +208,7 @@ class Sweep:
             writer.writerows(runs)
 
 
-def load(combination: Combination, number: int) -> dict[str, Any]:
+def result_of(combination: Combination, number: int) -> dict[str, Any]:
     result: dict[str, Any] = read_json(combination.run_file(number))
     return result | {"_place": combination.folder.name}
 
