@@ -5,7 +5,6 @@ the L40S, A100, H100, H200, GH200 and DGX B200, Intel's specifications of the Ar
 is what the driver lets programs have, as torch reports it: less than the sheet's, whose gigabytes also hold ECC's.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,15 +104,14 @@ def this_cpu() -> Device:
 
 def device_in(path: str) -> Device:
     """The device that a JSON or YAML file describes by ``Device``'s fields."""
-    import yaml
-
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        fields = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-        return msgspec.convert(fields, Device, strict=False)
+        text = Path(path).read_bytes()
+        if path.endswith(".json"):
+            return msgspec.json.decode(text, type=Device, strict=False)
+        return msgspec.yaml.decode(text, type=Device, strict=False)
     except OSError as error:
         reason = str(error.strerror)
-    except (ValueError, yaml.YAMLError) as error:  # msgspec's errors are ValueErrors
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
     known = ", ".join(Device.__struct_fields__)
     raise ConfigError(f"--device-spec {path} describes no device ({reason}); it may have the keys {known}.")
