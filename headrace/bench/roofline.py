@@ -144,19 +144,16 @@ def speed_of(setting: Setting) -> "Speed":
 
 
 def settled(setting: Setting) -> tuple[PretrainedConfig, Facts]:
+    """What the engine would go by; where no model has a plain name, the shapes that might be meant are listed."""
     config = setting.config
-    hf_config = source.load_config(found(config), config.model.hf_overrides, config.model.trust_remote_code)
-    return hf_config, settle(config, hf_config, {}, setting.place, setting.device.memory_bytes)
-
-
-def found(config: Config) -> source.ModelFiles:
-    """The model's configuration; where there is none of a plain name, the shapes that might be meant are listed."""
     try:
-        return source.resolve(config.model, config.load)
+        files = source.resolve(config.model, config.load)
     except ConfigError as error:
         if "/" in config.model.model:
             raise
         raise ConfigError(f"{error} Shapes to plan with by name are {', '.join(source.shapes())}.") from error
+    hf_config = source.load_config(files, config.model.hf_overrides, config.model.trust_remote_code)
+    return hf_config, settle(config, hf_config, {}, setting.place, setting.device.memory_bytes)
 
 
 def missing(setting: Setting, hf_config: PretrainedConfig) -> list[str]:
@@ -257,9 +254,8 @@ class Speed:
 
     def decode(self, batch: float, context: float) -> dict[str, Any]:
         """Of a step with one token of each of ``batch`` requests, and what each term of it costs a device."""
-        steps = [self.ceilings.decode_step(part.cost, batch, context) for part in self.parts]
-        total, slowest, terms = self.sums(steps, batch)
         costs = [part.cost for part in self.parts]
+        total, slowest, terms = self.sums([self.ceilings.decode_step(cost, batch, context) for cost in costs], batch)
         return {
             "batch_size": batch,
             "tpot_ms": 1e3 * total,
@@ -272,9 +268,8 @@ class Speed:
 
     def prefill(self, tokens: int) -> dict[str, Any]:
         """Of one prompt of ``tokens`` tokens."""
-        total, slowest, terms = self.sums(
-            [self.ceilings.prefill_step(part.cost, tokens) for part in self.parts], tokens
-        )
+        steps = [self.ceilings.prefill_step(part.cost, tokens) for part in self.parts]
+        total, slowest, terms = self.sums(steps, tokens)
         return {"prompt_tokens": tokens, "ttft_ms": 1e3 * total, "tokens_per_second": tokens / slowest, **terms}
 
     def sums(self, steps: list[StepTime], tokens: float) -> tuple[float, float, dict[str, Any]]:
