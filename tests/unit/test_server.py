@@ -488,6 +488,17 @@ async def test_bodies_that_are_no_json_object(content: bytes) -> None:
             assert "body" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("text", "half"), [(r"\ud83d", True), (r"\ude00", True), (r"\ud83dx", True), (r"\ud83d\ude00", False)]
+)
+async def test_half_a_character_is_told_as_that(text: str, half: bool) -> None:
+    async with serving() as (client, _):
+        content = f'{{"prompt": "a", "stop": ["{text}"]}}'
+        response = await client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
+    assert ("half of a surrogate pair" in response.text) is half
+    assert response.status_code == (400 if half else 200)
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 async def test_other_media_types(kind: str) -> None:
     async with serving() as (client, _):
