@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from headrace.server.context import context_of
-from headrace.server.generation import Job
+from headrace.server.generation import Job, given_id
 from headrace.server.protocol import Body, StreamFields
 from headrace.server.routing import new_router, owner_of
 
@@ -30,8 +30,7 @@ class Abortable:
     @contextmanager
     def named(self, request: Request, body: StreamFields, job: Job) -> Iterator[None]:
         """``job`` can be aborted inside."""
-        given = request.headers.get("x-request-id") or body.request_id
-        names = [(owner_of(request), name) for name in (job.id, given) if name]
+        names = [(owner_of(request), name) for name in (job.id, given_id(request, body)) if name]
         for name in names:
             self._ids[name].add(job.id)
         try:

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from headrace.errors import RequestError
 from headrace.server.bodies import ChatCompletion, Usage, json_response
 from headrace.server.chat import ChatWriter, admit_chat
-from headrace.server.context import context_of
 from headrace.server.generation import final_outputs
 from headrace.server.protocol import MAX_PROMPTS, ChatRequest
 from headrace.server.routing import new_router
@@ -33,7 +32,6 @@ class BatchChatRequest(ChatRequest):
 @router.post("/v1/chat/completions/batch", tags=["generate"])
 async def create_batch_chat_completion(body: BatchChatRequest, request: Request) -> Response:
     """Choices are numbered conversation by conversation; ``usage`` counts all of them."""
-    context = context_of(request)
     for name in ONE_CONVERSATION:
         if getattr(body, name):
             raise RequestError(f"A batch of conversations can't have {name}; send them one by one.", name)
@@ -41,12 +39,10 @@ async def create_batch_chat_completion(body: BatchChatRequest, request: Request)
     if len(body.messages) * count > MAX_N:
         raise RequestError(f"{len(body.messages)} conversations × n={count} is more than {MAX_N} sequences.", "n")
     bodies: list[ChatRequest] = [body.model_copy(update={"messages": messages}) for messages in body.messages]
-    admitted = [await admit_chat(context, request, each) for each in bodies]
-    outputs = await final_outputs(context, request, *(job for job, _, _ in admitted))
-    answers = [
-        ChatWriter(context, each, *parts).completion(output, context.system_fingerprint)
-        for each, parts, output in zip(bodies, admitted, outputs, strict=True)
-    ]
+    jobs = [await admit_chat(request, each) for each in bodies]
+    outputs = await final_outputs(request, *jobs)
+    writers = map(ChatWriter, bodies, jobs)
+    answers = [writer.whole([output]) for writer, output in zip(writers, outputs, strict=True)]
     return json_response(joined(answers, count))
 
 

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions and its /render: a conversation in, the next message out."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import Request
 from msgspec import UNSET, UnsetType
@@ -27,13 +27,14 @@ from headrace.server.bodies import (
 )
 from headrace.server.context import Context, context_of
 from headrace.server.generate import as_generate_request
-from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
+from headrace.server.generation import Job, admit, check_generating
 from headrace.server.logprobs import chat_logprobs, token_namer
 from headrace.server.protocol import ChatFields, ChatRequest
 from headrace.server.routing import new_router
 from headrace.server.sampling import chat_params
-from headrace.server.sse import EventStream, event
+from headrace.server.sse import event
 from headrace.server.tools import ToolUse, tool_use, warn_unreadable
+from headrace.server.writer import Writer
 from headrace.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
 
 router = new_router()
@@ -41,46 +42,33 @@ router = new_router()
 
 @router.post("/v1/chat/completions", tags=["generate"])
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-    return await chat(body, request)
+    return await ChatWriter(body, await admit_chat(request, body)).response(request)
 
 
 @router.post("/v1/chat/completions/render", tags=["tokens"])
 async def render_chat_completion(body: ChatRequest, request: Request) -> Response:
+    job = await admit_chat(request, body)
+    return json_response(as_generate_request(body, job, job.prompts[0]))
+
+
+async def admit_chat(request: Request, body: ChatRequest, prefix: str = "chatcmpl") -> Job:
+    """``prefix`` begins the job's id."""
     context = context_of(request)
-    job, _, _ = await admit_chat(context, request, body)
-    return json_response(as_generate_request(context, body, job, job.prompts[0]))
-
-
-async def chat(body: ChatRequest, request: Request) -> Response:
-    context = context_of(request)
-    job, prompt_text, reading = await admit_chat(context, request, body)
-    writer = ChatWriter(context, body, job, prompt_text, reading)
-    if body.stream:
-        return EventStream(writer.stream(context), context.config.server.sse_keep_alive_interval)
-    (output,) = await final_outputs(context, request, job)
-    return json_response(writer.completion(output, context.system_fingerprint))
-
-
-async def admit_chat(
-    context: Context, request: Request, body: ChatRequest, prefix: str = "chatcmpl"
-) -> tuple[Job, str, Reading]:
-    """The job, the prompt's text, and how the answers to it are read; ``prefix`` begins the job's id."""
-    check_body(context, body)
+    check_generating(context, body)
     use = tool_use(body)
     params = chat_params(body, context.config, context.engine.info.default_sampling)
-    prompt_text = await rendered(context, body)
-    reading, params = reading_of(context, body, use, params, prompt_text)
+    prompt = await rendered(context, body)
+    reading, params = reading_of(context, body, use, params, prompt)
     job = await admit(
-        context,
         request,
         body,
         prefix,
-        [prompt_text],
+        [prompt],
         params,
         add_special_tokens=body.add_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
-    return job, prompt_text, reading
+    return replace(job, text=prompt, reading=reading)
 
 
 def reading_of(
@@ -145,23 +133,22 @@ async def rendered(context: Context, body: ChatFields) -> str:
     return await context.in_thread("Rendering the chat template", render)
 
 
-class ChatWriter:
-    """Turns a chat's outputs into its answer: one body, or the chunks of a stream."""
-
-    def __init__(self, context: Context, body: ChatRequest, job: Job, prompt_text: str, reading: Reading):
-        self.counter = TokenCounter(context, body, job)
+class ChatWriter(Writer):
+    def __init__(self, body: ChatRequest, job: Job):
+        super().__init__(body, job)
         self._body = body
-        self._job = job
-        self._name = token_namer(context, body)
-        self._answers = Answers(reading)
-        self._prompt_text: str | UnsetType = prompt_text if body.return_prompt_text else UNSET
+        self._name = token_namer(job.context, body)
+        self._answers = Answers(job.reading)
+        self._prompt_text: str | UnsetType = job.text if body.return_prompt_text else UNSET
         last = body.messages[-1]
         self._role = "assistant" if body.add_generation_prompt else str(last["role"])
         echoed = body.echo and last["role"] == self._role
         self._echo = final_text(body.messages) if echoed else ""
         self._all_chunks = bool(body.return_token_ids or body.logprobs)  # those without text have news too
+        self._begun = False
 
-    def completion(self, output: RequestOutput, system_fingerprint: str) -> ChatCompletion:
+    def whole(self, outputs: Sequence[RequestOutput]) -> ChatCompletion:
+        job, [output] = self.job, outputs
         self.counter.add(0, output)
         ids_wanted = bool(self._body.return_token_ids)
         choices = [
@@ -176,48 +163,43 @@ class ChatWriter:
             for sequence in output.outputs
         ]
         return ChatCompletion(
-            id=self._job.id,
-            created=self._job.created,
-            model=self._job.model,
+            id=job.id,
+            created=job.created,
+            model=job.model,
             choices=choices,
-            system_fingerprint=system_fingerprint,
+            system_fingerprint=job.context.system_fingerprint,
             usage=self.counter.usage(),
             prompt_logprobs=prompt_logprobs_of(output.prompt_logprobs),
-            prompt_token_ids=self._job.prompts[0] if ids_wanted else None,
+            prompt_token_ids=job.prompts[0] if ids_wanted else None,
             prompt_text=self._prompt_text,
         )
 
-    async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
-        """A chunk naming the role for each sequence, then its text as it comes; usage last where it is wanted."""
-        counter = self.counter
-        begun = False
-        async with aclosing(merged_outputs(context, self._job)) as outputs:
-            async for _, output in outputs:
-                counter.add(0, output)
-                usage = counter.running_usage()
-                data = b"" if begun else b"".join(map(event, self._opening(usage)))
-                begun = True
-                for sequence in output.outputs:
-                    delta = self._answers.delta(sequence)
-                    if says_something(delta) or sequence.finish_reason or self._all_chunks:
-                        data += event(self._chunk(self._choice(sequence, delta), usage))
-                if data:
-                    yield data
-        if counter.at_end:
-            yield event(self._chunk(None, counter.usage()))
+    def events(self, prompt: int, output: RequestOutput) -> bytes:
+        """With the first output a chunk naming the role for each sequence, then the sequences' text as it comes."""
+        self.counter.add(prompt, output)
+        usage = self.counter.running_usage()
+        data = b"" if self._begun else b"".join(map(event, self._opening(usage)))
+        self._begun = True
+        for sequence in output.outputs:
+            delta = self._answers.delta(sequence)
+            if says_something(delta) or sequence.finish_reason or self._all_chunks:
+                data += event(self._chunk([self._choice(sequence, delta)], usage))
+        return data
+
+    def end(self) -> bytes:
+        return event(self._chunk([], self.counter.usage())) if self.counter.at_end else b""
 
     def _opening(self, usage: Usage | UnsetType) -> list[ChatChunk]:
         chunks = []
-        for index in range(self._job.params.n):
-            delta = ChatDelta(role=self._role, content="")
-            chunk = self._chunk(ChatChunkChoice(index=index, delta=delta), usage)
+        for index in range(self.job.params.n):
+            chunk = self._chunk([ChatChunkChoice(index=index, delta=ChatDelta(role=self._role, content=""))], usage)
             if self._body.return_token_ids:
-                chunk.prompt_token_ids = self._job.prompts[0]
+                chunk.prompt_token_ids = self.job.prompts[0]
             chunk.prompt_text = self._prompt_text
             chunks.append(chunk)
         if self._echo:
             delta = ChatDelta(content=self._echo)
-            chunks += [self._chunk(ChatChunkChoice(index=i, delta=delta), usage) for i in range(self._job.params.n)]
+            chunks += [self._chunk([ChatChunkChoice(index=i, delta=delta)], usage) for i in range(self.job.params.n)]
         return chunks
 
     def _choice(self, sequence: CompletionOutput, delta: ChatDelta) -> ChatChunkChoice:
@@ -230,9 +212,8 @@ class ChatWriter:
             token_ids=list(sequence.token_ids) if self._body.return_token_ids else UNSET,
         )
 
-    def _chunk(self, choice: ChatChunkChoice | None, usage: Usage | UnsetType) -> ChatChunk:
-        job = self._job
-        choices = [] if choice is None else [choice]
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | UnsetType) -> ChatChunk:
+        job = self.job
         return ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
 
     def _logprobs(self, sequence: CompletionOutput) -> ChatLogprobs | None:

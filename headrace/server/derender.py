@@ -6,6 +6,7 @@ reasoning and tool calls taken apart. Without it the tokens are plain text.
 """
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -16,8 +17,7 @@ from starlette.responses import Response
 from headrace.errors import RequestError
 from headrace.frontend.detokenizer import Detokenizer
 from headrace.frontend.door import Admitted
-from headrace.server.answers import Reading
-from headrace.server.bodies import Generated, IdLogprobs, PromptLogprobs, Usage, json_response
+from headrace.server.bodies import GenerateChoice, Generated, IdLogprobs, PromptLogprobs, Usage, json_response
 from headrace.server.chat import ChatWriter, admit_chat
 from headrace.server.completions import CompletionWriter, admit_completion
 from headrace.server.context import Context, context_of
@@ -54,12 +54,11 @@ async def derender_chat(body: DerenderChatRequest, request: Request) -> Response
     generated = generated_of(context, body.generate_response, "generate_response")
     if body.chat_request is None:
         chat = ChatRequest(messages=[{"role": "user", "content": ""}])
-        job, prompt, reading = plain_job("chatcmpl", model, [generated]), "", Reading()
+        job = plain_job(context, "chatcmpl", model, [generated])
     else:
         chat = body.chat_request.model_copy(update={"stream": None, "stream_options": None})
-        job, prompt, reading = await admit_chat(context, request, chat)
-    output = await context.in_thread("Detokenizing", output_of, context, job, 0, generated)
-    answer = ChatWriter(context, chat, job, prompt, reading).completion(output, context.system_fingerprint)
+        job = await admit_chat(request, chat)
+    answer = ChatWriter(chat, job).whole([await context.in_thread("Detokenizing", output_of, job, 0, generated)])
     if body.chat_request is None:
         answer.usage = counted(answer.usage, body.prompt_tokens or prompt_tokens_of(generated))
     return json_response(answer)
@@ -73,17 +72,17 @@ async def derender_completion(body: DerenderCompletionRequest, request: Request)
     if body.prompt_tokens is not None and len(body.prompt_tokens) != len(responses):
         raise RequestError("prompt_tokens needs a count for each of generate_responses.", "prompt_tokens")
     if body.completion_request is None:
-        completion, job = CompletionRequest(prompt=[""] * len(responses)), plain_job("cmpl", model, responses)
+        completion, job = CompletionRequest(prompt=[""] * len(responses)), plain_job(context, "cmpl", model, responses)
     else:
         completion = body.completion_request.model_copy(update={"stream": None, "stream_options": None})
-        job = await admit_completion(context, request, completion)
+        job = await admit_completion(request, completion)
     if len(responses) != len(job.prompts):
         raise RequestError("generate_responses needs an entry for each prompt.", "generate_responses")
     outputs = [
-        await context.in_thread("Detokenizing", output_of, context, job, place, generated)
+        await context.in_thread("Detokenizing", output_of, job, place, generated)
         for place, generated in enumerate(responses)
     ]
-    answer = CompletionWriter(context, completion, job).completion(outputs, context.system_fingerprint)
+    answer = CompletionWriter(completion, job).whole(outputs)
     if body.completion_request is None:
         answer.usage = counted(answer.usage, sum(body.prompt_tokens or map(prompt_tokens_of, responses)))
     return json_response(answer)
@@ -97,12 +96,18 @@ def checked_model(context: Context, model: str | None, stream: bool | None) -> s
     return context.served_model(model)
 
 
-def plain_job(prefix: str, model: str, responses: list[Generated]) -> Job:
+def plain_job(context: Context, prefix: str, model: str, responses: list[Generated]) -> Job:
     """What stands for a request that isn't known."""
     count = max((choice.index + 1 for response in responses for choice in response.choices), default=1)
     params = SamplingParams(n=count)
-    admitted = [Admitted(None, [], params) for _ in responses]
-    return Job(id=new_id(prefix), created=int(time.time()), model=model, admitted=admitted, params=params)
+    return Job(
+        context=context,
+        id=new_id(prefix),
+        created=int(time.time()),
+        model=model,
+        admitted=[Admitted(None, [], params) for _ in responses],
+        params=params,
+    )
 
 
 # -- from tokens to outputs -----------------------------------------------------------------------------------------
@@ -124,16 +129,16 @@ def generated_of(context: Context, response: dict[str, Any], field: str) -> Gene
     return generated
 
 
-def output_of(context: Context, job: Job, place: int, generated: Generated) -> RequestOutput:
+def output_of(job: Job, place: int, generated: Generated) -> RequestOutput:
     """What the engine's handle gave, or would have given, for the ``place``-th prompt of ``job``."""
-    usage = generated.usage if isinstance(generated.usage, Usage) else None
-    details = usage.prompt_tokens_details if usage else None
+    details = generated.usage.prompt_tokens_details if isinstance(generated.usage, Usage) else None
+    name = job.context.engine.tokenizer.token_text
     outputs = [
         CompletionOutput(
             index=choice.index,
-            text=text_of(context, job, place, choice.token_ids, choice.finish_reason, choice.stop_reason),
+            text=text_of(job, job.prompts[place], choice),
             token_ids=choice.token_ids,
-            logprobs=None if choice.logprobs is None else positions_of(context, choice.logprobs),
+            logprobs=None if choice.logprobs is None else positions_of(choice.logprobs, name),
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
         )
@@ -146,33 +151,30 @@ def output_of(context: Context, job: Job, place: int, generated: Generated) -> R
         prompt_token_ids=job.prompts[place],
         outputs=outputs,
         finished=True,
-        prompt_logprobs=None if prompt_logprobs is None else prompt_positions_of(context, prompt_logprobs),
+        prompt_logprobs=None if prompt_logprobs is None else prompt_positions_of(prompt_logprobs, name),
         num_cached_tokens=details.cached_tokens if details else None,
     )
 
 
-def text_of(
-    context: Context, job: Job, place: int, token_ids: list[int], reason: str | None, stopped_by: int | str | None
-) -> str:
-    detokenizer = Detokenizer(context.engine.tokenizer, job.prompts[place], job.params)
-    stop_token = token_ids and (token_ids[-1] == stopped_by or token_ids[-1] in context.engine.info.eos_token_ids)
-    detokenizer.add(token_ids, ends=reason == "stop" and bool(stop_token))
+def text_of(job: Job, prompt: list[int], choice: GenerateChoice) -> str:
+    engine, stop = job.context.engine, choice.stop_reason
+    detokenizer = Detokenizer(engine.tokenizer, prompt, job.params)
+    by_token = choice.finish_reason == "stop" and {stop, *engine.info.eos_token_ids}.issuperset(choice.token_ids[-1:])
+    detokenizer.add(choice.token_ids, ends=by_token)
     return detokenizer.take(finished=True)
 
 
-def positions_of(context: Context, logprobs: IdLogprobs) -> list[PositionLogprobs]:
+def positions_of(logprobs: IdLogprobs, name: Callable[[int], str]) -> list[PositionLogprobs]:
     return [
-        {entry.token_id: Logprob(entry.logprob, entry.rank, context.engine.tokenizer.token_text(entry.token_id))}
-        | {
-            top.token_id: Logprob(top.logprob, top.rank, context.engine.tokenizer.token_text(top.token_id))
-            for top in (entry.top_logprobs or [])
+        {
+            each.token_id: Logprob(each.logprob, each.rank, name(each.token_id))
+            for each in [entry, *(entry.top_logprobs or [])]
         }
         for entry in logprobs.content
     ]
 
 
-def prompt_positions_of(context: Context, positions: PromptLogprobs) -> list[PositionLogprobs | None]:
-    name = context.engine.tokenizer.token_text
+def prompt_positions_of(positions: PromptLogprobs, name: Callable[[int], str]) -> list[PositionLogprobs | None]:
     return [
         None
         if position is None

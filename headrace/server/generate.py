@@ -1,7 +1,6 @@
 """POST /inference/v1/generate: token ids in, token ids (or text) out; what the /render routes answer fits in here."""
 
-from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,14 +10,15 @@ from starlette.responses import Response
 
 from headrace.errors import RequestError
 from headrace.server.abort import abortable_of
-from headrace.server.bodies import GenerateChoice, Generated, Usage, json_response, prompt_logprobs_of
-from headrace.server.context import Context, context_of
-from headrace.server.generation import Job, TokenCounter, admit, check_body, final_outputs, merged_outputs
+from headrace.server.bodies import GenerateChoice, Generated, Usage, prompt_logprobs_of
+from headrace.server.context import context_of
+from headrace.server.generation import Job, admit, check_generating
 from headrace.server.logprobs import id_logprobs
 from headrace.server.protocol import GenerateRequest, StreamFields
 from headrace.server.routing import new_router
 from headrace.server.sampling import generate_params
-from headrace.server.sse import EventStream, event
+from headrace.server.sse import event
+from headrace.server.writer import Writer
 from headrace.types import OutputKind, RequestOutput
 
 router = new_router()
@@ -27,35 +27,41 @@ router = new_router()
 @router.post("/inference/v1/generate", tags=["tokens"])
 async def generate(body: GenerateRequest, request: Request) -> Response:
     context = context_of(request)
-    check_body(context, body)
+    check_generating(context, body)
     if body.output_mode == "text" and context.config.model.skip_tokenizer_init:
         message = "output_mode text needs a tokenizer, and --skip-tokenizer-init left it out."
         raise RequestError(message, "output_mode")
-    params = generate_params(body, context.config)
+    params = generate_params(body)
     params = params.clone(detokenize=body.output_mode == "text" or bool(params.stop))
-    job = await admit(context, request, body, "generate-tokens", [body.token_ids], params)
-    writer = GenerateWriter(context, body, job)
-    named = abortable_of(request).named(request, body, job)
-    if body.stream:
-        return EventStream(writer.stream(context, named), context.config.server.sse_keep_alive_interval)
-    with named:
-        (output,) = await final_outputs(context, request, job)
-    answer = writer.first(output)
-    answer.usage = writer.counter.usage()
-    return json_response(answer)
+    job = await admit(request, body, "generate-tokens", [body.token_ids], params)
+    request.state.unfinished.enter_context(abortable_of(request).named(request, body, job))
+    return await GenerateWriter(body, job).response(request)
 
 
-class GenerateWriter:
-    """Turns outputs into answers: a whole one, or the chunks of a stream."""
+class GenerateWriter(Writer):
+    """A whole answer and the chunks of a stream look alike."""
 
-    def __init__(self, context: Context, body: GenerateRequest, job: Job):
-        self.counter = TokenCounter(context, body, job)
+    def __init__(self, body: GenerateRequest, job: Job):
+        super().__init__(body, job)
         self._body = body
-        self._job = job
+        self._begun = False
 
-    def answer(self, output: RequestOutput) -> Generated:
+    def whole(self, outputs: Sequence[RequestOutput]) -> Generated:
+        [output] = outputs
+        answer = self._answer(output)
+        answer.usage = self.counter.usage()
+        return answer
+
+    def events(self, prompt: int, output: RequestOutput) -> bytes:
+        return event(self._answer(output))
+
+    def end(self) -> bytes:
+        return event(self._generated([], self.counter.usage())) if self.counter.at_end else b""
+
+    def _answer(self, output: RequestOutput) -> Generated:
+        """The only answer, or a chunk; the first one has what is to be said of the prompt."""
         self.counter.add(0, output)
-        num_top = self._job.params.logprobs or 0
+        num_top = self.job.params.logprobs or 0
         choices = [
             GenerateChoice(
                 index=sequence.index,
@@ -69,30 +75,15 @@ class GenerateWriter:
             )
             for sequence in output.outputs
         ]
-        return self._generated(choices, UNSET)
-
-    def first(self, output: RequestOutput) -> Generated:
-        """The only answer, or the first chunk: it has what is to be said of the prompt."""
-        answer = self.answer(output)
-        if self._body.return_token_ids:
-            answer.prompt_token_ids = self._job.prompts[0]
-        answer.prompt_logprobs = prompt_logprobs_of(output.prompt_logprobs)
+        answer = self._generated(choices, self.counter.running_usage())
+        if not self._begun:
+            self._begun = True
+            answer.prompt_token_ids = self.job.prompts[0] if self._body.return_token_ids else UNSET
+            answer.prompt_logprobs = prompt_logprobs_of(output.prompt_logprobs)
         return answer
 
-    async def stream(self, context: Context, named: AbstractContextManager[None]) -> AsyncGenerator[bytes, None]:
-        begun = False
-        with named:
-            async with aclosing(merged_outputs(context, self._job)) as outputs:
-                async for _, output in outputs:
-                    chunk = self.answer(output) if begun else self.first(output)
-                    chunk.usage = self.counter.running_usage()
-                    begun = True
-                    yield event(chunk)
-        if self.counter.at_end:
-            yield event(self._generated([], self.counter.usage()))
-
     def _generated(self, choices: list[GenerateChoice], usage: Usage | UnsetType) -> Generated:
-        job = self._job
+        job = self.job
         return Generated(
             request_id=job.id,
             model=job.model,
@@ -103,11 +94,11 @@ class GenerateWriter:
         )
 
 
-def as_generate_request(context: Context, body: StreamFields, job: Job, token_ids: list[int]) -> dict[str, Any]:
+def as_generate_request(body: StreamFields, job: Job, token_ids: list[int]) -> dict[str, Any]:
     """The body that, sent to /inference/v1/generate, generates for one prompt of ``job``."""
     params = job.params.clone(output_kind=OutputKind.CUMULATIVE)  # the default, so it stays unsaid
     if params.max_tokens is None:
-        params = params.clone(max_tokens=context.engine.info.max_model_len - len(token_ids))
+        params = params.clone(max_tokens=job.context.engine.info.max_model_len - len(token_ids))
     rendered: dict[str, Any] = {
         "request_id": job.id,
         "model": job.model,

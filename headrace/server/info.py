@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse, Response
 import headrace
 from headrace.errors import RequestError
 from headrace.server.bodies import json_response
-from headrace.server.chat import chat
-from headrace.server.completions import complete
+from headrace.server.chat import create_chat_completion
+from headrace.server.completions import create_completion
 from headrace.server.context import Context, context_of
 from headrace.server.embeddings import EmbeddingRequest, create_embeddings
 from headrace.server.errors import error_response
@@ -118,7 +118,7 @@ async def invocations(body: dict[str, Any], request: Request) -> Response:
     if "input" in body:
         return await create_embeddings(EmbeddingRequest.model_validate(body), request)
     if "messages" in body:
-        return await chat(ChatRequest.model_validate(body), request)
+        return await create_chat_completion(ChatRequest.model_validate(body), request)
     if "prompt" in body:
-        return await complete(CompletionRequest.model_validate(body), request)
+        return await create_completion(CompletionRequest.model_validate(body), request)
     raise RequestError("The body needs messages (a chat), a prompt (a completion), input, or a query with documents.")

@@ -3,33 +3,28 @@
 Knows AsyncLLM and its outputs. Names and shapes are vLLM's.
 """
 
-import asyncio
 import base64
-import logging
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import Request
-from pydantic import Field, PlainValidator
+from pydantic import PlainValidator
 from starlette.responses import Response
 
 from headrace.errors import RequestError
-from headrace.frontend.door import Admitted
 from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import Usage, json_response
 from headrace.server.chat import rendered
 from headrace.server.context import Context, context_of
 from headrace.server.errors import GenerationError
-from headrace.server.generation import new_id
-from headrace.server.protocol import ChatFields, Count, ModelField, is_token_ids
-from headrace.server.refusals import refuse_unsupported
+from headrace.server.generation import check_body, given_id, log_request, new_id
+from headrace.server.protocol import ChatFields, Count, RequestFields, is_token_ids
 from headrace.server.routing import new_router
-from headrace.server.sse import answer, cancelled
+from headrace.server.sse import gathered, until_disconnected
 from headrace.types import PoolingParams, PoolingRequestOutput
 
-logger = logging.getLogger(__name__)
 router = new_router()
 
 Prompt = str | list[int] | tuple[str, str]
@@ -51,14 +46,11 @@ Inputs = Annotated[
 ]
 
 
-class PoolingFields(ModelField):
+class PoolingFields(RequestFields):
     """What all pooling routes have in common."""
 
     truncate_prompt_tokens: Count | None = None
     use_activation: bool | None = None
-    priority: Count | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    request_id: str | None = None
 
 
 class InputFields(PoolingFields):
@@ -140,34 +132,19 @@ async def pooled(
     Everything is aborted if the client leaves or one prompt fails.
     """
     context = context_of(request)
-    context.served_model(body.model)
-    refuse_unsupported(body)
-    if body.priority and context.config.scheduler.scheduling_policy != "priority":
-        raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
+    check_body(context, body)
     special = not isinstance(body, InputFields) or (body.add_special_tokens and body.messages is None)
     ready = await context.engine.prepare_pooling(prompts, params, special)
-    job_id = new_id(prefix, request.headers.get("x-request-id") or body.request_id)
-    if context.config.server.enable_log_requests:
-        logger.info(
-            "Received request %s: prompt tokens: %s, params: %s", job_id, [len(r.token_ids) for r in ready], params
-        )
-    return job_id, await answer(request, _all(context, body, job_id, ready))
-
-
-async def _all(context: Context, body: PoolingFields, job_id: str, ready: list[Admitted]) -> list[PoolingRequestOutput]:
+    job_id = new_id(prefix, given_id(request, body))
+    log_request(context, job_id, [admitted.token_ids for admitted in ready], params)
     pool, priority, salt = context.engine.pool, body.priority or 0, body.cache_salt
-    tasks = [
-        asyncio.ensure_future(pool(admitted, f"{job_id}-{index}", priority=priority, cache_salt=salt))
-        for index, admitted in enumerate(ready)
+    work = [
+        pool(admitted, f"{job_id}-{index}", priority=priority, cache_salt=salt) for index, admitted in enumerate(ready)
     ]
-    try:
-        outputs = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            await cancelled(task)
+    outputs = await until_disconnected(request.receive, gathered(work))
     if any(output.outputs.data is None for output in outputs):
         raise GenerationError("The engine gave up on this request; the server's log says why.")
-    return outputs
+    return job_id, outputs
 
 
 def encoded(data: Any, encoding_format: str) -> Any:

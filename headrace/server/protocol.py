@@ -111,13 +111,18 @@ class ModelField(Body):
         return {name: value for name, value in body.items() if name not in strict}
 
 
-class StreamFields(ModelField):
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
+class RequestFields(ModelField):
+    """What all bodies have that give the engine work."""
+
     priority: Count | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     request_id: str | None = None
+
+
+class StreamFields(RequestFields):
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
 
 class SamplingFields(StreamFields):

@@ -19,15 +19,15 @@ COPIED = (
     *("n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
-    *("prompt_logprobs", "thinking_token_budget", "best_of", "use_beam_search", "length_penalty", "early_stopping"),
+    *("thinking_token_budget", "best_of", "use_beam_search", "length_penalty", "early_stopping"),
 )
 
 
-def completion_params(body: CompletionRequest, config: Config, defaults: dict[str, Any]) -> SamplingParams:
+def completion_params(body: CompletionRequest, defaults: dict[str, Any]) -> SamplingParams:
     """Echoing with ``max_tokens`` 0 asks for the prompt alone; the engine generates at least one token for it."""
     prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     max_tokens = 1 if echo_only(body) else body.max_tokens
-    return build(body, config, defaults, max_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
+    return build(body, defaults, max_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def echo_only(body: CompletionRequest) -> bool:
@@ -41,10 +41,10 @@ def chat_params(body: ChatRequest, config: Config, defaults: dict[str, Any]) -> 
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     check_logprobs("top_logprobs", logprobs, config)  # here the field has another name
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return build(body, config, defaults, max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
+    return build(body, defaults, max_tokens, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
 
 
-def generate_params(body: GenerateRequest, config: Config) -> SamplingParams:
+def generate_params(body: GenerateRequest) -> SamplingParams:
     """The body carries SamplingParams itself; nothing is filled in. A null ``max_tokens`` has no limit."""
     given = {name: value for name, value in body.sampling_params.items() if value is not None or name == "max_tokens"}
     try:
@@ -53,37 +53,31 @@ def generate_params(body: GenerateRequest, config: Config) -> SamplingParams:
         if isinstance(error.__cause__, RequestError):  # a value out of range, found by SamplingParams
             raise error.__cause__ from None
         raise RequestError(f"sampling_params is invalid: {error}.", "sampling_params") from None
-    return checked(body, config, params, output_kind_of(body))
+    return params.clone(output_kind=output_kind_of(body))
 
 
 def build(
     body: SamplingFields,
-    config: Config,
     defaults: dict[str, Any],
     max_tokens: int | None,
     *,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
+    if body.stream and body.prompt_logprobs:
+        raise RequestError("prompt_logprobs are not available with stream; leave one of them out.", "prompt_logprobs")
     given = {name: value for name in COPIED if (value := getattr(body, name)) is not None}
     given |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "extra_args": body.vllm_xargs}
     given["structured_outputs"] = structured_outputs(body)
     given["max_tokens"] = defaults.get("max_tokens") if max_tokens is None else max_tokens
+    given["output_kind"] = output_kind_of(body)
     if body.use_beam_search:
         defaults = {}  # advice on sampling
-    return checked(body, config, SamplingParams(**(defaults | given)), output_kind_of(body))
-
-
-def checked(body: StreamFields, config: Config, params: SamplingParams, kind: OutputKind) -> SamplingParams:
-    """``params`` with its output kind, after the checks that need the server's options."""
-    if body.stream and isinstance(body, SamplingFields) and body.prompt_logprobs:
-        raise RequestError("prompt_logprobs are not available with stream; leave one of them out.", "prompt_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options needs stream to be true.", "stream_options")
-    if body.priority and config.scheduler.scheduling_policy != "priority":
-        raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
-    return params.clone(output_kind=kind)
+    return SamplingParams(**(defaults | given))
 
 
 def output_kind_of(body: StreamFields) -> OutputKind:
+    """Whether outputs are to come as they are made, or the last one only."""
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream to be true.", "stream_options")
     return OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY

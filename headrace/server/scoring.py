@@ -17,11 +17,11 @@ from headrace.frontend.validation import check_text
 from headrace.server.bodies import Usage, json_response
 from headrace.server.context import context_of
 from headrace.server.errors import GenerationError
-from headrace.server.generation import admit, check_body, final_outputs
+from headrace.server.generation import admit, check_generating, final_outputs
 from headrace.server.protocol import MAX_PROMPTS, StreamFields, TokenId
 from headrace.server.routing import new_router
-from headrace.server.sampling import checked
-from headrace.types import MAX_N, OutputKind, RequestOutput, SamplingParams
+from headrace.server.sampling import output_kind_of
+from headrace.types import MAX_N, RequestOutput, SamplingParams
 
 router = new_router()
 
@@ -44,7 +44,7 @@ class GenerativeScoringRequest(StreamFields):
 async def generative_scoring(body: GenerativeScoringRequest, request: Request) -> Response:
     """The probability of the first label after query and item: among the labels, or in the whole vocabulary."""
     context = context_of(request)
-    check_body(context, body)
+    check_generating(context, body)
     if body.stream:
         raise RequestError("Scores are not streamed; leave stream out.", "stream")
     if context.config.model.logprobs_mode != "raw_logprobs":
@@ -54,17 +54,13 @@ async def generative_scoring(body: GenerativeScoringRequest, request: Request) -
     labels = list(dict.fromkeys(body.label_token_ids))
     if max(labels) >= (size := context.engine.info.vocab_size):
         raise RequestError(f"label_token_ids has {max(labels)}; the vocabulary has 0 to {size - 1}.", "label_token_ids")
-    params = SamplingParams(max_tokens=1, logprobs=0, detokenize=False)
-    params = checked(body, context.config, params, OutputKind.FINAL_ONLY)
+    params = SamplingParams(max_tokens=1, logprobs=0, detokenize=False, output_kind=output_kind_of(body))
     for text in (body.query, *body.items):
         if isinstance(text, str):
             check_text(text, context.engine.tokenizer.longest_token, context.engine.info, "items")
     prompts = await context.in_thread("Tokenizing", prompts_of, context.engine.tokenizer, body)
-    jobs = [
-        await admit(context, request, body, PREFIX, prompts, params.clone(allowed_token_ids=[label]))
-        for label in labels
-    ]
-    outputs = [await final_outputs(context, request, job) for job in jobs]
+    jobs = [await admit(request, body, PREFIX, prompts, params.clone(allowed_token_ids=[label])) for label in labels]
+    outputs = [await final_outputs(request, job) for job in jobs]
     logprobs = np.array([[logprob_of(output) for output in of_label] for of_label in outputs])
     scores = np.exp(logprobs[0] - (np.logaddexp.reduce(logprobs) if body.apply_softmax else 0)).tolist()
     data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]

@@ -5,19 +5,21 @@ Does not know what an event says.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from headrace.server.context import context_of
 from headrace.server.errors import ClientDisconnected, describe, error_body
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+StreamFailure = Callable[[int, str, str | None], bytes]  # frames an error's HTTP status, message and field
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -37,34 +39,27 @@ def openai_failure(status: int, message: str, param: str | None) -> bytes:
 class EventStream(Response):
     """Streams framed events and then ``end``; an exception of ``events`` becomes the last event before it.
 
-    When the client leaves, ``events`` is closed at once. ``keep_alive``: seconds of silence before a comment is sent;
-    0 sends none. ``failure`` frames an error's HTTP status, message and field.
+    When the client leaves, ``events`` is closed at once. Silence is broken by comments as --sse-keep-alive-interval
+    asks for.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        keep_alive: float = 0,
-        *,
-        failure: Callable[[int, str, str | None], bytes] = openai_failure,
-        end: bytes = DONE,
+        self, events: AsyncGenerator[bytes, None], *, failure: StreamFailure = openai_failure, end: bytes = DONE
     ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events = events
-        self.keep_alive = keep_alive
-        self.failure = failure
-        self.end = end
+        self.events, self.failure, self.end = events, failure, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnected):  # nobody is left to tell
-            await until_disconnected(receive, self.send_events(send))
+            silence = context_of(HTTPConnection(scope)).config.server.sse_keep_alive_interval
+            await until_disconnected(receive, self.send_events(send, silence))
 
-    async def send_events(self, send: Send) -> None:
+    async def send_events(self, send: Send, silence: float) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        beats = with_keep_alive(self.events, self.keep_alive) if self.keep_alive > 0 else self.events
+        beats = with_keep_alive(self.events, silence) if silence > 0 else self.events
         try:
             async for data in beats:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -130,14 +125,19 @@ async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> 
         await cancelled(gone)
 
 
+async def gathered(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; should one fail, the others are cancelled and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 async def cancelled(task: "asyncio.Future[Any]") -> None:
     """Cancel a task if it still runs, and wait for its end; how it ends does not matter."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # seen: asyncio need not report it
-
-
-async def answer(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work`` for a request whose body has been read, unless its client leaves before."""
-    return await until_disconnected(request.receive, work)

@@ -1,13 +1,10 @@
 """A generating request's outputs as Anthropic's answer: one message, or the events of a stream."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Sequence
 
 from msgspec import UNSET
 
-from headrace.server.answers import Reading
-from headrace.server.context import Context
-from headrace.server.generation import Job, TokenCounter, merged_outputs
+from headrace.server.generation import Job
 from headrace.server.messages.blocks import Blocks
 from headrace.server.messages.bodies import (
     AppliedEdits,
@@ -24,21 +21,23 @@ from headrace.server.messages.bodies import (
 from headrace.server.messages.schema import MessagesRequest
 from headrace.server.protocol import ChatRequest
 from headrace.server.sse import event
+from headrace.server.writer import Writer
 from headrace.types import CompletionOutput, RequestOutput
 
 
-class MessageWriter:
-    def __init__(self, context: Context, body: MessagesRequest, chat: ChatRequest, job: Job, reading: Reading):
-        self._counter = TokenCounter(context, chat, job)
+class MessageWriter(Writer):
+    """``chat``: what ``body`` became."""
+
+    def __init__(self, body: MessagesRequest, chat: ChatRequest, job: Job):
+        super().__init__(chat, job)
         self._body = body
-        self._job = job
-        self._blocks = Blocks(reading)
+        self._blocks = Blocks(job.reading)
         self._edits = AppliedEdits() if body.context_management else UNSET
 
-    def message(self, output: RequestOutput) -> Message:
-        """The answer of a request that has finished."""
-        self._counter.add(0, output)
-        (sequence,) = output.outputs
+    def whole(self, outputs: Sequence[RequestOutput]) -> Message:
+        [output] = outputs
+        self.counter.add(0, output)
+        [sequence] = output.outputs
         message = self._empty(self._usage())
         message.content = self._blocks.whole(sequence)
         stop = self._stop(sequence)
@@ -46,24 +45,22 @@ class MessageWriter:
         message.context_management = self._edits
         return message
 
-    async def stream(self, context: Context) -> AsyncGenerator[bytes, None]:
-        yield framed(MessageStart(self._empty(MessageUsage(input_tokens=len(self._job.prompts[0]))))) + framed(Ping())
-        async with aclosing(merged_outputs(context, self._job)) as outputs:
-            async for _, output in outputs:
-                self._counter.add(0, output)
-                (sequence,) = output.outputs
-                data = b"".join(map(framed, self._blocks.events(sequence)))
-                if sequence.finished:
-                    delta = MessageDelta(
-                        delta=self._stop(sequence), usage=self._usage(), context_management=self._edits
-                    )
-                    data += framed(delta) + framed(MessageStop())
-                if data:
-                    yield data
+    def begin(self) -> bytes:
+        return framed(MessageStart(self._empty(MessageUsage(input_tokens=len(self.job.prompts[0]))))) + framed(Ping())
+
+    def events(self, prompt: int, output: RequestOutput) -> bytes:
+        self.counter.add(prompt, output)
+        [sequence] = output.outputs
+        data = b"".join(map(framed, self._blocks.events(sequence)))
+        if sequence.finished:
+            stop, usage = self._stop(sequence), self._usage()
+            data += framed(MessageDelta(delta=stop, usage=usage, context_management=self._edits))
+            data += framed(MessageStop())
+        return data
 
     def _empty(self, usage: MessageUsage) -> Message:
-        message_id = self._job.id.replace("-", "_", 1)  # msg_…
-        return Message(id=message_id, model=self._job.model, content=[], usage=usage)
+        message_id = self.job.id.replace("-", "_", 1)  # msg_…
+        return Message(id=message_id, model=self.job.model, content=[], usage=usage)
 
     def _stop(self, sequence: CompletionOutput) -> Stop:
         """Why the answer ended, once its blocks are read."""
@@ -73,12 +70,12 @@ class MessageWriter:
         if reason == "tool_calls":
             return Stop("tool_use", None)
         if reason == "length":
-            full = self._counter.usage().completion_tokens < self._body.max_tokens
+            full = self.counter.usage().completion_tokens < self._body.max_tokens
             return Stop("model_context_window_exceeded" if full else "max_tokens", None)
         return Stop("end_turn", None)
 
     def _usage(self) -> MessageUsage:
-        usage = self._counter.usage()
+        usage = self.counter.usage()
         cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
         thought = usage.completion_tokens_details
         return MessageUsage(

@@ -5,10 +5,9 @@ from typing import Any
 from fastapi import Request
 
 from headrace.errors import RequestError
-from headrace.server.answers import Reading
 from headrace.server.chat import admit_chat
-from headrace.server.context import Context
-from headrace.server.generation import Job, check_body
+from headrace.server.context import context_of
+from headrace.server.generation import Job, check_generating
 from headrace.server.protocol import ChatRequest, SamplingFields
 from headrace.server.responses.items import Item, chat_messages
 from headrace.server.responses.schema import LOGPROBS, ResponsesRequest
@@ -85,44 +84,38 @@ def chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
 
 
-async def admit_response(
-    context: Context, request: Request, body: ResponsesRequest, items: list[Item]
-) -> tuple[Job, Reading]:
-    """The job, and how its answer is read. Raises ``RequestError`` in terms of this API."""
-    check_body(context, body)
+async def admit_response(request: Request, body: ResponsesRequest, items: list[Item]) -> Job:
+    """Raises ``RequestError`` in terms of this API."""
+    check_generating(context_of(request), body)
     body.check()
     try:
-        chat = chat_request(body, items)
-        job, _, reading = await admit_fitting(context, request, chat, truncate=body.truncation == "auto")
+        return await admit_fitting(request, chat_request(body, items), truncate=body.truncation == "auto")
     except RequestError as error:
         if error.param == "messages":
             error.param = "input"
         elif error.param in RENAMED:
             raise RequestError(str(error).replace(error.param, RENAMED[error.param]), RENAMED[error.param]) from None
         raise
-    return job, reading
 
 
-async def admit_fitting(
-    context: Context, request: Request, chat: ChatRequest, *, truncate: bool
-) -> tuple[Job, str, Reading]:
+async def admit_fitting(request: Request, chat: ChatRequest, *, truncate: bool) -> Job:
     """``admit_chat``; ``truncate`` drops as many of the oldest turns as have to go, but no system message in front."""
     messages = chat.messages
     head = messages[:1] if messages and messages[0]["role"] == "system" else []
     starts = [place for place, message in enumerate(messages) if message["role"] == "user" and place > len(head)]
     try:
-        return await admit_chat(context, request, chat, "resp")
+        return await admit_chat(request, chat, "resp")
     except RequestError as error:
         if not truncate or error.param not in TOO_LONG or not starts:
             raise
     chat.messages = head + messages[starts[-1] :]
-    admitted = await admit_chat(context, request, chat, "resp")
+    admitted = await admit_chat(request, chat, "resp")
     first, last = 0, len(starts) - 1  # the earliest start that fits is among these
     while first < last:
         middle = (first + last) // 2
         longer = chat.model_copy(update={"messages": head + messages[starts[middle] :]})
         try:
-            admitted = await admit_chat(context, request, longer, "resp")
+            admitted = await admit_chat(request, longer, "resp")
             chat.messages, last = longer.messages, middle
         except RequestError:
             first = middle + 1

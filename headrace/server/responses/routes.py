@@ -10,9 +10,9 @@ from starlette.responses import Response
 from headrace.errors import RequestError
 from headrace.server.bodies import json_response
 from headrace.server.chat import rendered
-from headrace.server.context import Context, context_of
+from headrace.server.context import context_of
 from headrace.server.generate import as_generate_request
-from headrace.server.generation import check_body
+from headrace.server.generation import check_generating
 from headrace.server.responses.background import Background
 from headrace.server.responses.chat import admit_response, chat_request
 from headrace.server.responses.items import Item, input_items
@@ -20,28 +20,27 @@ from headrace.server.responses.schema import ResponsesRequest
 from headrace.server.responses.store import Record, Store
 from headrace.server.responses.writer import Event, ResponseWriter, error_event, framed
 from headrace.server.routing import new_router, owner_of
-from headrace.server.sse import EventStream, answer
+from headrace.server.sse import EventStream, until_disconnected
 
 router = new_router()
 
 
 @router.post("/v1/responses", tags=["generate"])
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
-    context, owner, store = context_of(request), owner_of(request), store_of(request)
-    if body.background and not context.config.server.max_stored_responses:
+    owner, store = owner_of(request), store_of(request)
+    if body.background and not context_of(request).config.server.max_stored_responses:
         message = "This server keeps no responses (--max-stored-responses 0), so it makes none in the background."
         raise RequestError(message, "background")
     items, history = items_of(store, owner, body)
-    job, reading = await admit_response(context, request, body, history + items)
-    writer = ResponseWriter(context, body, job, reading)
+    writer = ResponseWriter(body, await admit_response(request, body, history + items))
     record = Record(owner, writer.response, items)
     if body.background:
         record.events = [] if body.stream else None
         Background(store, record, writer, request.state.unfinished)
-        return followed(context, record, 0) if body.stream else json_response(writer.response)
+        return followed(record, 0) if body.stream else json_response(writer.response)
     if body.stream:
-        return event_stream(context, frames(kept(store, record, writer)))
-    await answer(request, exhausted(kept(store, record, writer)))
+        return event_stream(frames(kept(store, record, writer)))
+    await until_disconnected(request.receive, exhausted(kept(store, record, writer)))
     if writer.failure is not None:
         raise writer.failure
     return json_response(writer.response)
@@ -49,16 +48,15 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
 
 @router.post("/v1/responses/render", tags=["tokens"])
 async def render_response(body: ResponsesRequest, request: Request) -> Response:
-    context = context_of(request)
     items, history = items_of(store_of(request), owner_of(request), body)
-    job, _ = await admit_response(context, request, body, history + items)
-    return json_response(as_generate_request(context, body, job, job.prompts[0]))
+    job = await admit_response(request, body, history + items)
+    return json_response(as_generate_request(body, job, job.prompts[0]))
 
 
 @router.post("/v1/responses/input_tokens", tags=["tokens"])
 async def count_input_tokens(body: ResponsesRequest, request: Request) -> Response:
     context = context_of(request)
-    check_body(context, body)
+    check_generating(context, body)
     body.check()
     items, history = items_of(store_of(request), owner_of(request), body)
     text = await rendered(context, chat_request(body, history + items))
@@ -78,7 +76,7 @@ async def retrieve_response(
         return json_response(record.response)
     if record.events is None:
         raise RequestError("Only responses that were made with background and stream can be streamed again.", "stream")
-    return followed(context_of(request), record, starting_after + 1)
+    return followed(record, starting_after + 1)
 
 
 @router.post("/v1/responses/{response_id}/cancel", tags=["generate"])
@@ -141,11 +139,11 @@ def items_of(store: Store, owner: str, body: ResponsesRequest) -> tuple[list[Ite
     return input_items(body.input, lambda item_id: store.item(item_id, owner)), store.history(previous, owner)
 
 
-def followed(context: Context, record: Record, place: int) -> EventStream:
-    return event_stream(context, record.follow(place), place)
+def followed(record: Record, place: int) -> EventStream:
+    return event_stream(record.follow(place), place)
 
 
-def event_stream(context: Context, frames: AsyncGenerator[bytes, None], place: int = 0) -> EventStream:
+def event_stream(frames: AsyncGenerator[bytes, None], place: int = 0) -> EventStream:
     """``place``: the first event's number. Should the stream break, its last event follows those that were sent."""
 
     async def counted() -> AsyncGenerator[bytes, None]:
@@ -158,7 +156,7 @@ def event_stream(context: Context, frames: AsyncGenerator[bytes, None], place: i
     def failure(status: int, message: str, param: str | None) -> bytes:
         return framed(error_event(place, status, message, param))
 
-    return EventStream(counted(), context.config.server.sse_keep_alive_interval, failure=failure, end=b"")
+    return EventStream(counted(), failure=failure, end=b"")
 
 
 async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[Event, None]:

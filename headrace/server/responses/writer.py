@@ -10,11 +10,10 @@ from contextlib import aclosing
 from typing import Any
 
 from headrace.frontend.parsers.parser import Kind, Part, Piece
-from headrace.server.answers import Answers, Reading, new_call_id
+from headrace.server.answers import Answers, new_call_id
 from headrace.server.bodies import TokenLogprob
-from headrace.server.context import Context
 from headrace.server.errors import describe
-from headrace.server.generation import Job, TokenCounter, merged_outputs
+from headrace.server.generation import Job, merged_outputs
 from headrace.server.logprobs import chat_logprobs, token_namer
 from headrace.server.responses.bodies import (
     InputDetails,
@@ -28,6 +27,7 @@ from headrace.server.responses.growing import GrowingCall, GrowingText, Step
 from headrace.server.responses.items import Status as ItemStatus
 from headrace.server.responses.schema import ENCRYPTED, ResponsesRequest
 from headrace.server.sse import event
+from headrace.server.writer import TokenCounter
 from headrace.types import RequestOutput
 
 logger = logging.getLogger(__name__)
@@ -85,15 +85,15 @@ def response_body(body: ResponsesRequest, job: Job) -> ResponseBody:
 class ResponseWriter:
     """``response``: as far as it has come. ``failure``: why it failed."""
 
-    def __init__(self, context: Context, body: ResponsesRequest, job: Job, reading: Reading):
+    def __init__(self, body: ResponsesRequest, job: Job):
         self.response = response_body(body, job)
         self.failure: Exception | None = None
-        self._context, self._job, self._reading = context, job, reading
-        self._answers = Answers(reading)
-        self._counter = TokenCounter(context, body, job)
+        self._job = job
+        self._answers = Answers(job.reading)
+        self._counter = TokenCounter(body, job)
         self._num_cached = 0
         self._encrypt = body.includes(ENCRYPTED)
-        self._name = token_namer(context, body)
+        self._name = token_namer(job.context, body)
         self._number = 0  # of the next event
         self._kinds: list[Kind] = []  # of the items
         self._items: list[GrowingText | GrowingCall] = []  # the last one goes on
@@ -105,7 +105,7 @@ class ResponseWriter:
         yield self._state("created")
         yield self._state(response.status)
         try:
-            async with aclosing(merged_outputs(self._context, self._job)) as outputs:
+            async with aclosing(merged_outputs(self._job)) as outputs:
                 async for _, output in outputs:
                     if response.status == "queued":
                         response.status = "in_progress"
@@ -160,7 +160,7 @@ class ResponseWriter:
 
     def _brings_content(self, piece: Piece) -> bool:
         """Whether an output's tokens belong to a message; those without text to the one that goes on."""
-        if self._reading.plain:
+        if self._job.reading.plain:
             return True
         if not piece.parts:
             return self._kinds[-1:] == ["content"]
@@ -181,7 +181,7 @@ class ResponseWriter:
     def _open(self, part: Part) -> Iterator[Event]:
         self._kinds.append(part.kind)
         if isinstance(part.kind, int):
-            self._items.append(GrowingCall(part.name or "", new_call_id(self._reading.short_ids)))
+            self._items.append(GrowingCall(part.name or "", new_call_id(self._job.reading.short_ids)))
         else:
             self._items.append(GrowingText(part.kind, encrypt=self._encrypt))
         self.response.output.append(self._items[-1].item)
