@@ -13,25 +13,20 @@ class ConfigError(HeadraceError, ValueError):
 
 
 class RequestError(HeadraceError, ValueError):
-    """One request is wrong (HTTP 400). ``param`` names the offending field in OpenAI's spelling, if one does."""
+    """One request is wrong. ``param`` names the offending field in OpenAI's spelling, if one does; ``status`` is the
+    HTTP status of the answer.
+    """
 
-    status = 400
-
-    def __init__(self, message: str, param: str | None = None):
+    def __init__(self, message: str, param: str | None = None, status: int = 400):
         super().__init__(message)
-        self.param = param
-
-
-class ModelNotFoundError(RequestError):
-    """The request names a model that is not served here (HTTP 404)."""
-
-    status = 404
+        self.param, self.status = param, status
 
 
 class ProfilerActiveError(RequestError):
     """A profile is being recorded already (HTTP 409)."""
 
-    status = 409
+    def __init__(self, message: str):
+        super().__init__(message, status=409)
 
 
 class ProfilerError(HeadraceError):

@@ -1,6 +1,5 @@
 """The HTTP application: every route, its guard, its error shape. Knows no route's inside and starts nothing."""
 
-import secrets
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
@@ -12,17 +11,15 @@ from headrace.config import Config, profiler_settings
 from headrace.server import (
     abort,
     batch_chat,
-    caches,
     chat,
     completions,
+    control,
     derender,
-    embeddings,
     errors,
     generate,
     info,
     messages,
     pooling,
-    profile,
     responses,
     score,
     scoring,
@@ -52,7 +49,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     )
     app.state.context = Context(config, engine, registry)
     app.state.responses = responses.Store(server)
-    routers = [room.router for room in (info, completions, chat, generate, tokens, embeddings, pooling, score)]
+    routers = [room.router for room in (info, completions, chat, generate, tokens, pooling, score)]
     routers += [messages.router, responses.router]
     routers += [room.router for room in (abort, batch_chat, derender, scoring)]
     app.state.abortable = abort.Abortable()
@@ -62,9 +59,9 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     if server.enable_tokenizer_info_endpoint:
         routers.append(tokens.info_router)
     if profiler_settings(config.profiling.profiler_config):
-        routers.append(profile.router)
+        routers.append(control.profile)
     if server.server_dev_mode:
-        routers.append(caches.router)
+        routers.append(control.caches)
     if not server.disable_fastapi_docs:
         routers.append(documentation(app))
     if not server.disable_ui:
@@ -78,7 +75,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     app.state.batched = frozenset(route.path for route in routes if route.body_field and "batches" not in route.tags)
     errors.install(app)
     if server.enable_request_id_headers:
-        app.add_middleware(RequestIdHeader, new_id=lambda: secrets.token_hex(16))
+        app.add_middleware(RequestIdHeader)
     if server.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

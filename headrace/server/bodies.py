@@ -3,10 +3,14 @@
 Field names and their order are vLLM's. A field at UNSET is left out of the JSON.
 """
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from headrace.errors import RequestError
 from headrace.types import PositionLogprobs
 
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON can't say
@@ -211,6 +215,27 @@ class Generated(msgspec.Struct, kw_only=True):
 def json_response(body: object, status: int = 200) -> Response:
     """A JSON answer of any struct, dict or list."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def page(found: Sequence[Identified], limit: int, after: str | None) -> dict[str, Any]:
+    """A list's entries after the one with the id ``after``, ``limit`` at most, as OpenAI's clients turn its pages."""
+    ids = [each.id for each in found]
+    if after is not None and after not in ids:
+        raise RequestError(f"There is no {after} in this list.", "after")
+    first = 0 if after is None else ids.index(after) + 1
+    shown = ids[first : first + limit]
+    return {
+        "object": "list",
+        "data": found[first : first + limit],
+        "first_id": shown[0] if shown else None,
+        "last_id": shown[-1] if shown else None,
+        "has_more": len(found) > first + limit,
+    }
 
 
 def prompt_logprobs_of(positions: list[PositionLogprobs | None] | None) -> PromptLogprobs | None:

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 
 import headrace
 from headrace.config import Config
-from headrace.errors import ModelNotFoundError, RequestError
+from headrace.errors import RequestError
 from headrace.frontend.sandbox import warm_up
 from headrace.frontend.validation import check_text
 from headrace.server.quota import Quota
@@ -47,11 +47,11 @@ class Context:
             warm_up()
 
     def served_model(self, name: str | None) -> str:
-        """The name to answer under; raises ModelNotFoundError for one that is not served here."""
+        """The name to answer under; raises RequestError (404) for one that is not served here."""
         names = self.engine.served_names
         if not name or name in names:
             return name or names[0]
-        raise ModelNotFoundError(f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "model")
+        raise RequestError(f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "model", 404)
 
     async def tokens_of(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of a text, for who wants to count them. Raises RequestError if it is far too long to fit."""

@@ -13,9 +13,8 @@ from headrace.server.bodies import json_response
 from headrace.server.chat import create_chat_completion
 from headrace.server.completions import create_completion
 from headrace.server.context import Context, context_of
-from headrace.server.embeddings import EmbeddingRequest, create_embeddings
 from headrace.server.errors import error_response
-from headrace.server.pooling import ClassifyRequest, classify
+from headrace.server.pooling import ClassifyRequest, EmbeddingRequest, classify, create_embeddings
 from headrace.server.protocol import ChatRequest, CompletionRequest
 from headrace.server.routing import new_router
 from headrace.server.score import RerankRequest, ScoreRequest, rerank, score

@@ -1,4 +1,4 @@
-"""What the routes of pooling models share (bodies, running many prompts, usage), and POST /pooling and /classify.
+"""POST /v1/embeddings, /pooling and /classify, and what all routes of pooling models share: bodies, runs, usage.
 
 Knows AsyncLLM and its outputs. Names and shapes are vLLM's.
 """
@@ -71,6 +71,10 @@ class PoolingRequest(InputFields):
     task: str | None = None
 
 
+class EmbeddingRequest(InputFields):
+    """POST /v1/embeddings"""
+
+
 class ClassifyRequest(InputFields):
     """POST /classify"""
 
@@ -81,6 +85,18 @@ async def pooling(body: PoolingRequest, request: Request) -> Response:
     job_id, outputs = await pooled(request, body, "pooling", await inputs_of(request, body), params)
     data = [
         {"index": index, "object": "pooling", "data": encoded(output.outputs.data, body.encoding_format)}
+        for index, output in enumerate(outputs)
+    ]
+    return listing(request, body, job_id, outputs, data)
+
+
+@router.post("/v1/embeddings", tags=["pooling"])
+async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    """Texts in, vectors out, as OpenAI's clients expect."""
+    params = pooling_params(body, "embed", dimensions=body.dimensions)
+    job_id, outputs = await pooled(request, body, "embd", await inputs_of(request, body), params)
+    data = [
+        {"index": index, "object": "embedding", "embedding": encoded(output.outputs.data, body.encoding_format)}
         for index, output in enumerate(outputs)
     ]
     return listing(request, body, job_id, outputs, data)

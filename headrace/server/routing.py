@@ -7,6 +7,7 @@ route of the server must be a ``GuardedRoute``; owns no route and knows no schem
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -54,9 +55,8 @@ def key_accepted(given: str, keys: Sequence[str]) -> bool:
 
 def owner_of(request: Request) -> str:
     """The digest of the key that a request was let in with; "" where the server asks for none."""
-    keys = context_of(request).config.server.api_key
-    accepted = [key for key in given_keys(request.headers) if keys and key_accepted(key, keys)]
-    return hashlib.sha256(accepted[0].encode()).hexdigest() if accepted else ""
+    key: str | None = request.state.key
+    return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 
 class JsonRequest(Request):
@@ -105,7 +105,7 @@ class GuardedRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             context = context_of(request)
-            key = self.checked_key(request, context)
+            key = request.state.key = self.checked_key(request, context)
             request = JsonRequest(request.scope, request.receive)
             if self.body_field is None:
                 return await handler(request)
@@ -156,15 +156,14 @@ def check_media_type(request: Request) -> None:
 class RequestIdHeader:
     """ASGI middleware: answers carry the caller's ``X-Request-Id``, or a new one."""
 
-    def __init__(self, app: ASGIApp, new_id: Callable[[], str]):
+    def __init__(self, app: ASGIApp):
         self.app = app
-        self.new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = dict(scope["headers"]).get(b"x-request-id")
-                MutableHeaders(scope=message)["X-Request-Id"] = given.decode("latin-1") if given else self.new_id()
+                given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+                MutableHeaders(scope=message)["X-Request-Id"] = given or secrets.token_hex(16)
             await send(message)
 
         await self.app(scope, receive, send_with_id if scope["type"] == "http" else send)

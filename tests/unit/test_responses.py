@@ -13,10 +13,10 @@ import pytest
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 
 from headrace.config import ServerOptions
-from headrace.errors import EngineDeadError
+from headrace.errors import EngineDeadError, RequestError
 from headrace.server.responses.bodies import ResponseBody
 from headrace.server.responses.items import Message
-from headrace.server.responses.store import Record, ResponseNotFoundError, Store
+from headrace.server.responses.store import Record, Store
 
 from .fake_engine import CHATML, FakeEngine
 from .test_server import call_and_leave, client_of, make, serving
@@ -412,7 +412,7 @@ def test_the_least_recently_used_finished_responses_leave_first() -> None:
     clock.now = 9
     store.find("c", "me")
     clock.now = 11  # more than its lifetime since anybody asked for a
-    with pytest.raises(ResponseNotFoundError, match="id a not"):
+    with pytest.raises(RequestError, match="id a not"):
         store.history("c", "me")
     assert kept(store, "running", "a", "c") == ["running", "c"]
     for name in ("d", "e"):

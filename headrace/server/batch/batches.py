@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import msgspec
 from fastapi import FastAPI
@@ -25,18 +26,6 @@ WINDOW = 24 * 60 * 60  # seconds that a batch may take
 ROWS = 256  # taken for --max-num-seqs where that is not set
 MAX_BATCHES = 1000
 FINISHED = ("completed", "failed", "cancelled", "expired")
-
-
-class BatchNotFound(RequestError):
-    """There is no such batch, or it is another's (HTTP 404)."""
-
-    status = 404
-
-
-class BatchOverError(RequestError):
-    """The batch has ended and can't be cancelled (HTTP 409)."""
-
-    status = 409
 
 
 class Counts(msgspec.Struct):
@@ -88,12 +77,11 @@ class BatchObject(msgspec.Struct, kw_only=True):
             setattr(self, f"{status}_at", int(time.time()))
 
 
+@dataclass(eq=False)
 class Running:
-    """A batch, its owner and its task."""
-
-    def __init__(self, owner: str, about: BatchObject):
-        self.owner, self.about = owner, about
-        self.task: asyncio.Task[None] | None = None
+    owner: str
+    about: BatchObject
+    task: asyncio.Task[None] | None = None
 
 
 class Batches:
@@ -119,7 +107,7 @@ class Batches:
     def find(self, batch_id: str, owner: str) -> Running:
         batch = self._batches.get(batch_id)
         if batch is None or batch.owner != owner:
-            raise BatchNotFound(f"No such Batch object: {batch_id}.", "batch_id")
+            raise RequestError(f"No such Batch object: {batch_id}.", "batch_id", 404)
         return batch
 
     def of(self, owner: str) -> list[BatchObject]:
@@ -130,7 +118,7 @@ class Batches:
         """What has been answered by then stays."""
         batch = self.find(batch_id, owner)
         if batch.about.status in FINISHED:
-            raise BatchOverError(f"The batch is {batch.about.status} and can't be cancelled.", "batch_id")
+            raise RequestError(f"The batch is {batch.about.status} and can't be cancelled.", "batch_id", 409)
         if batch.about.status != "cancelling" and batch.task is not None:
             batch.about.becomes("cancelling")
             batch.task.cancel()

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,18 +17,6 @@ from headrace.config import ServerOptions
 from headrace.errors import RequestError
 
 OVERHEAD = 4096  # bytes that a file counts for beside its own
-
-
-class FileNotFound(RequestError):
-    """There is no such file, or it is another's (HTTP 404)."""
-
-    status = 404
-
-
-class NoRoomError(RequestError):
-    """The files would be more than the server keeps (HTTP 413)."""
-
-    status = 413
 
 
 class FileObject(msgspec.Struct, kw_only=True):
@@ -44,11 +33,11 @@ class FileObject(msgspec.Struct, kw_only=True):
     status_details: None = None
 
 
+@dataclass
 class StoredFile:
-    """A file, its owner and where it is."""
-
-    def __init__(self, owner: str, about: FileObject, path: Path):
-        self.owner, self.about, self.path = owner, about, path
+    owner: str
+    about: FileObject
+    path: Path
 
 
 class Files:
@@ -61,7 +50,7 @@ class Files:
         self._folder: Path | None = None
 
     def new(self, owner: str, filename: str, purpose: str) -> StoredFile:
-        """An empty file. Raises NoRoomError."""
+        """An empty file. Raises RequestError (413) if the server has no room for more."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="headrace-files-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -74,18 +63,18 @@ class Files:
         return file
 
     def append(self, file: StoredFile, data: bytes) -> None:
-        """Raises NoRoomError."""
+        """Raises RequestError (413) if the server has no room for more."""
         self._take_room(len(data))
         file.about.bytes += len(data)
         with file.path.open("ab") as stream:
             stream.write(data)
 
     def find(self, file_id: str, owner: str, param: str = "file_id") -> StoredFile:
-        """Raises FileNotFound, blaming ``param``."""
+        """Raises RequestError (404), blaming ``param``, if there is no such file, or it is another's."""
         self._forget_old()
         file = self._files.get(file_id)
         if file is None or file.owner != owner:
-            raise FileNotFound(f"No such File object: {file_id}.", param)
+            raise RequestError(f"No such File object: {file_id}.", param, 404)
         return file
 
     def of(self, owner: str) -> list[FileObject]:
@@ -107,7 +96,6 @@ class Files:
         self._forget_old()
         limit = self._options.max_stored_file_bytes
         if self._used + size > limit:
-            raise NoRoomError(
-                f"The server keeps {limit:,} bytes of files (--max-stored-file-bytes): delete some.", "file"
-            )
+            message = f"The server keeps {limit:,} bytes of files (--max-stored-file-bytes): delete some."
+            raise RequestError(message, "file", 413)
         self._used += size

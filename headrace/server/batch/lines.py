@@ -38,14 +38,15 @@ class Envelope(msgspec.Struct):
     url: Any = None
     body: msgspec.Raw = NOTHING
 
+    @property
+    def name(self) -> str | None:
+        """The custom_id, if it is one."""
+        return self.custom_id if isinstance(self.custom_id, str) and self.custom_id else None
+
 
 class BodyStart(msgspec.Struct):
     stream: Any = None
     background: Any = None
-
-
-class CustomId(msgspec.Struct):
-    custom_id: Any = None
 
 
 class Response(msgspec.Struct):
@@ -97,12 +98,11 @@ def parsed(index: int, number: int, raw: bytes, urls: frozenset[str], limit: int
         return Line(index, number, raw, fault=("It is no JSON object", None))
     except RecursionError:
         return Line(index, number, raw, fault=("It is nested too deeply", None))
-    custom_id = found.custom_id if isinstance(found.custom_id, str) and found.custom_id else None
-    return Line(index, number, raw, custom_id, str(found.url), found.body, fault_of(found, urls))
+    return Line(index, number, raw, found.name, str(found.url), found.body, fault_of(found, urls))
 
 
 def fault_of(found: Envelope, urls: frozenset[str]) -> tuple[str, str | None] | None:
-    if not isinstance(found.custom_id, str) or not found.custom_id:
+    if found.name is None:
         return "It needs a custom_id, a text that is not empty", "custom_id"
     if found.method != "POST":
         return "Its method must be POST", "method"
@@ -120,10 +120,9 @@ def fault_of(found: Envelope, urls: frozenset[str]) -> tuple[str, str | None] | 
 def custom_id_of(raw: bytes) -> str | None:
     """The custom_id of a line, if it has one."""
     try:
-        custom_id = msgspec.json.decode(raw, type=CustomId).custom_id
+        return msgspec.json.decode(raw, type=Envelope).name
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
-    return custom_id if isinstance(custom_id, str) and custom_id else None
 
 
 def answer_id(raw: bytes, model: str) -> str:

@@ -1,6 +1,6 @@
 """/v1/files and /v1/batches, as far as OpenAI's clients need them for batches; each belongs to the key that made it."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
@@ -12,12 +12,12 @@ from starlette.responses import FileResponse, Response
 
 from headrace.config import Config
 from headrace.errors import RequestError
-from headrace.server.batch.batches import Batches, BatchObject, new_batch
-from headrace.server.batch.files import FileObject, Files
+from headrace.server.batch.batches import Batches, new_batch
+from headrace.server.batch.files import Files
 from headrace.server.batch.runner import Caller
-from headrace.server.bodies import json_response
+from headrace.server.bodies import json_response, page
 from headrace.server.context import context_of
-from headrace.server.routing import given_keys, key_accepted, new_router, owner_of
+from headrace.server.routing import new_router, owner_of
 
 router = new_router()
 
@@ -117,7 +117,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     found = [file for file in rooms_of(request).files.of(owner_of(request)) if purpose in (None, file.purpose)]
-    return page(found if order == "desc" else found[::-1], limit, after)
+    return json_response(page(found if order == "desc" else found[::-1], limit, after))
 
 
 @router.get("/v1/files/{file_id}", tags=["batches"])
@@ -151,8 +151,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     source = rooms.files.find(body.input_file_id, owner, "input_file_id")
     if source.about.purpose != "batch":
         raise RequestError("The input file must have been uploaded with the purpose batch.", "input_file_id")
-    key = next((key for key in given_keys(request.headers) if key_accepted(key, context.config.server.api_key)), None)
-    caller = Caller(key, request.client.host if request.client else "")
+    caller = Caller(request.state.key, request.client.host if request.client else "")
     about = new_batch(body.endpoint, context.served_model(None), body.input_file_id, body.metadata)
     return json_response(rooms.batches.create(owner, about, source, request.app, caller))
 
@@ -161,7 +160,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
 async def list_batches(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> Response:
-    return page(rooms_of(request).batches.of(owner_of(request)), limit, after)
+    return json_response(page(rooms_of(request).batches.of(owner_of(request)), limit, after))
 
 
 @router.get("/v1/batches/{batch_id}", tags=["batches"])
@@ -172,15 +171,3 @@ async def retrieve_batch(batch_id: str, request: Request) -> Response:
 @router.post("/v1/batches/{batch_id}/cancel", tags=["batches"])
 async def cancel_batch(batch_id: str, request: Request) -> Response:
     return json_response(rooms_of(request).batches.cancel(batch_id, owner_of(request)))
-
-
-def page(found: Sequence[FileObject] | Sequence[BatchObject], limit: int, after: str | None) -> Response:
-    """Those that come after ``after``, ``limit`` at most."""
-    ids = [one.id for one in found]
-    if after is not None:
-        if after not in ids:
-            raise RequestError(f"There is no {after} in this list.", "after")
-        found = found[ids.index(after) + 1 :]
-    shown = found[:limit]
-    ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}
-    return json_response({"object": "list", "data": shown, **ends, "has_more": len(found) > limit})

@@ -8,7 +8,7 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from headrace.errors import RequestError
-from headrace.server.bodies import json_response
+from headrace.server.bodies import json_response, page
 from headrace.server.chat import rendered
 from headrace.server.context import context_of
 from headrace.server.generate import as_generate_request
@@ -111,16 +111,7 @@ async def list_input_items(
     store, owner = store_of(request), owner_of(request)
     record = store.find(response_id, owner)
     items = store.history(record.response.previous_response_id, owner) + record.items
-    if order == "desc":
-        items.reverse()
-    if after is not None:
-        place = next((place for place, item in enumerate(items) if item.id == after), None)
-        if place is None:
-            raise RequestError(f"Item with id {after} not found.", "after")
-        items = items[place + 1 :]
-    page = items[:limit]
-    ends = {"first_id": page[0].id, "last_id": page[-1].id} if page else {"first_id": None, "last_id": None}
-    return json_response({"object": "list", "data": page, **ends, "has_more": len(items) > limit})
+    return json_response(page(items if order == "asc" else items[::-1], limit, after))
 
 
 # -- what they share ------------------------------------------------------------------------------------------------

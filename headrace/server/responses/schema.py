@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from headrace.errors import RequestError
-from headrace.server.protocol import Body, Count, ModelField, SamplingFields
+from headrace.server.protocol import Body, Count, SamplingFields
 
 LOGPROBS: Final = "message.output_text.logprobs"
 ENCRYPTED: Final = "reasoning.encrypted_content"
@@ -55,8 +55,8 @@ class TextOptions(Body):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class InputFields(ModelField):
-    """What the model is shown."""
+class ResponsesRequest(SamplingFields):
+    """POST /v1/responses"""
 
     input: str | list[Any] | None = None
     instructions: str | None = None
@@ -69,11 +69,6 @@ class InputFields(ModelField):
     truncation: Literal["auto", "disabled"] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-
-
-class ResponsesRequest(InputFields, SamplingFields):
-    """POST /v1/responses"""
-
     max_output_tokens: Count | None = None
     max_tool_calls: Annotated[int, Field(ge=0)] | None = None  # of hosted tools' calls, of which there are none
     top_logprobs: Count | None = None

@@ -16,15 +16,6 @@ from headrace.server.responses.bodies import ResponseBody
 from headrace.server.responses.items import Item
 
 
-class ResponseNotFoundError(RequestError):
-    """There is no such response, or it is somebody else's (HTTP 404)."""
-
-    status = 404
-
-    def __init__(self, response_id: str, param: str | None = None):
-        super().__init__(f"Response with id {response_id} not found.", param)
-
-
 @dataclass(eq=False)
 class Record:
     """A response and what it answers. ``owner``: the digest of an API key.
@@ -74,11 +65,11 @@ class Store:
         self._size = 0
 
     def find(self, response_id: str, owner: str, param: str | None = None) -> Record:
-        """Raises ``ResponseNotFoundError``."""
+        """Raises ``RequestError`` (404) if there is no such response, or it is somebody else's."""
         self._evict()
         record = self._records.get(response_id)
         if record is None or record.owner != owner:
-            raise ResponseNotFoundError(response_id, param)
+            raise RequestError(f"Response with id {response_id} not found.", param, 404)
         self._touch(record)
         return record
 

@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -23,7 +22,6 @@ from headrace.server.context import Context, context_of
 from headrace.server.routing import new_router
 from headrace.server.sse import EventStream, event
 from headrace.server.ui.live import Live
-from headrace.types import LedgerEntry
 
 FILES = StaticFiles(directory=Path(str(files("headrace.server.ui"))) / "static")
 # No script, style, image or connection but the server's own: what a model writes can neither run nor phone home.
@@ -40,41 +38,24 @@ HEADERS = {
 INTERVAL = 1.0  # seconds between two events of the stream
 
 
-class Facts(msgspec.Struct):
+def facts_of(context: Context) -> dict[str, Any]:
     """What does not change while a server runs; sizes in tokens."""
-
-    version: str
-    models: list[str]
-    architecture: str
-    device: str
-    dtype: str
-    max_model_len: int
-    block_size: int
-    kv_cache_tokens: int
-    max_concurrency: float
-    default_sampling: dict[str, Any]
-    ledger: list[LedgerEntry]
-    uptime: float  # seconds
-    statistics: bool  # whether there is a stream
-
-
-def facts_of(context: Context) -> Facts:
     info = context.engine.info
-    return Facts(
-        version=headrace.__version__,
-        models=context.engine.served_names,
-        architecture=info.architecture,
-        device=info.device,
-        dtype=info.dtype,
-        max_model_len=info.max_model_len,
-        block_size=info.block_size,
-        kv_cache_tokens=info.kv_cache_tokens,
-        max_concurrency=info.max_concurrency,
-        default_sampling=info.default_sampling,
-        ledger=info.ledger,
-        uptime=time.time() - context.started,
-        statistics=not context.config.server.disable_log_stats,
-    )
+    return {
+        "version": headrace.__version__,
+        "models": context.engine.served_names,
+        "architecture": info.architecture,
+        "device": info.device,
+        "dtype": info.dtype,
+        "max_model_len": info.max_model_len,
+        "block_size": info.block_size,
+        "kv_cache_tokens": info.kv_cache_tokens,
+        "max_concurrency": info.max_concurrency,
+        "default_sampling": info.default_sampling,
+        "ledger": info.ledger,
+        "uptime": time.time() - context.started,  # seconds
+        "statistics": not context.config.server.disable_log_stats,  # whether there is a stream
+    }
 
 
 def pages(live: Live) -> APIRouter:
