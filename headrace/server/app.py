@@ -27,6 +27,7 @@ from headrace.server import (
     ui,
 )
 from headrace.server.batch import routes as batch
+from headrace.server.batch.batches import Batches
 from headrace.server.context import Context
 from headrace.server.docs import documentation
 from headrace.server.routing import GuardedRoute, RequestIdHeader
@@ -49,12 +50,11 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     )
     app.state.context = Context(config, engine, registry)
     app.state.responses = responses.Store(server)
-    routers = [room.router for room in (info, completions, chat, generate, tokens, pooling, score)]
-    routers += [messages.router, responses.router]
-    routers += [room.router for room in (abort, batch_chat, derender, scoring)]
     app.state.abortable = abort.Abortable()
+    always = (info, completions, chat, generate, tokens, pooling, score, messages, responses, abort, batch_chat)
+    routers = [room.router for room in (*always, derender, scoring)]
     if server.max_stored_file_bytes:
-        app.state.batch = batch.Rooms(config)
+        app.state.batches = Batches(config, app)
         routers.append(batch.router)
     if server.enable_tokenizer_info_endpoint:
         routers.append(tokens.info_router)

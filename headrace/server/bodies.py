@@ -3,7 +3,7 @@
 Field names and their order are vLLM's. A field at UNSET is left out of the JSON.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -212,9 +212,9 @@ class Generated(msgspec.Struct, kw_only=True):
     output_mode: str
 
 
-def json_response(body: object, status: int = 200) -> Response:
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer of any struct, dict or list."""
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 class Identified(Protocol):

@@ -23,6 +23,7 @@ from headrace.errors import (
     RequestError,
     ShuttingDownError,
 )
+from headrace.server.bodies import json_response
 
 TYPES = {
     400: "BadRequestError",
@@ -67,15 +68,8 @@ def error_body(status: int, message: str, param: str | None = None) -> ErrorBody
     return ErrorBody(ErrorDetail(message, TYPES.get(status, f"HTTP{status}Error"), param, status))
 
 
-def error_response(
-    status: int, message: str, param: str | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    content = msgspec.json.encode(error_body(status, message, param))
-    return Response(content, status, headers, "application/json")
-
-
 def openai_error(request: Request, status: int, message: str, param: str | None, headers: dict[str, str]) -> Response:
-    return error_response(status, message, param, headers)
+    return json_response(error_body(status, message, param), status, headers)
 
 
 def describe(error: Exception) -> tuple[int, str, str | None]:

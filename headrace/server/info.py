@@ -13,7 +13,7 @@ from headrace.server.bodies import json_response
 from headrace.server.chat import create_chat_completion
 from headrace.server.completions import create_completion
 from headrace.server.context import Context, context_of
-from headrace.server.errors import error_response
+from headrace.server.errors import error_body
 from headrace.server.pooling import ClassifyRequest, EmbeddingRequest, classify, create_embeddings
 from headrace.server.protocol import ChatRequest, CompletionRequest
 from headrace.server.routing import new_router
@@ -28,7 +28,7 @@ async def health(request: Request) -> Response:
     """200 while the engine works; 503 with the reason if it is dead, hangs or drains. Queues nothing."""
     context = context_of(request)
     reason = "The server is shutting down." if context.draining else context.engine.health()
-    return Response() if reason is None else error_response(503, reason)
+    return Response() if reason is None else json_response(error_body(503, reason), 503)
 
 
 @router.get("/ping", tags=["server"], operation_id="ping", response_class=Response)

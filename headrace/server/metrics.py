@@ -146,10 +146,7 @@ class Metrics(Observer):
             collector(registry=self.registry)
         labels = {"model_name": model_name, "engine": "0"}
         self._series: dict[str, Any] = {}  # name -> what to write to: a metric, or one per value of its own label
-        families = {}
-        for metric in TABLE:
-            families[metric.name] = declare(metric, labels, info.max_model_len, self.registry)
-            self._series[metric.name] = children(metric, families[metric.name], labels)
+        families = {metric.name: self._add(metric, labels, info.max_model_len) for metric in TABLE}
         for alias, name in ALIASES.items():
             self.registry.register(Alias(PREFIX + alias, families[name]))
         for name, text in ZEROS.items():
@@ -158,6 +155,21 @@ class Metrics(Observer):
         Gauge(PREFIX + "cache_config_info", CACHE_CONFIG, list(settings), registry=self.registry).labels(
             **settings
         ).set(1)
+
+    def _add(self, metric: Metric, labels: dict[str, str], max_model_len: int) -> Any:
+        if metric.name == "admission_rejections":
+            labels = {"model_name": labels["model_name"]}
+        own = [] if metric.label is None else [metric.label]
+        options: dict[str, Any] = {"registry": self.registry}
+        if metric.kind is Histogram:
+            options["buckets"] = metric.buckets or one_two_five(max_model_len)
+        family = metric.kind(PREFIX + metric.name, metric.help, [*labels, *own], **options)
+        self._series[metric.name] = (
+            family.labels(**labels)
+            if metric.label is None
+            else {value: family.labels(**labels, **{metric.label: value}) for value in metric.values}
+        )
+        return family
 
     def on_stats(self, stats: Stats) -> None:
         series = self._series
@@ -222,29 +234,6 @@ class Alias(Collector):
                 Sample(self.name + sample.name.removeprefix(family.name), *sample[1:]) for sample in family.samples
             ]
             yield alias
-
-
-def declare(
-    metric: Metric, labels: dict[str, str], max_model_len: int, registry: CollectorRegistry
-) -> Gauge | Counter | Histogram:
-    names = label_names(metric, labels)
-    if metric.kind is Histogram:
-        buckets = metric.buckets or one_two_five(max_model_len)
-        return Histogram(PREFIX + metric.name, metric.help, names, buckets=buckets, registry=registry)
-    return metric.kind(PREFIX + metric.name, metric.help, names, registry=registry)
-
-
-def label_names(metric: Metric, labels: dict[str, str]) -> list[str]:
-    common = [name for name in labels if name != "engine" or metric.name != "admission_rejections"]
-    return common if metric.label is None else [*common, metric.label]
-
-
-def children(metric: Metric, family: Any, labels: dict[str, str]) -> Any:
-    """What to write to: the one series of ``family``, or a dict of them by the value of its own label."""
-    values = {name: value for name, value in labels.items() if name in label_names(metric, labels)}
-    if metric.label is None:
-        return family.labels(**values)
-    return {value: family.labels(**values, **{metric.label: value}) for value in metric.values}
 
 
 def one_two_five(limit: int) -> list[int]:

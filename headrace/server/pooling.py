@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import Request
-from pydantic import PlainValidator
 from starlette.responses import Response
 
 from headrace.errors import RequestError
@@ -20,7 +19,7 @@ from headrace.server.chat import rendered
 from headrace.server.context import Context, context_of
 from headrace.server.errors import GenerationError
 from headrace.server.generation import check_body, given_id, log_request, new_id
-from headrace.server.protocol import ChatFields, Count, RequestFields, is_token_ids
+from headrace.server.protocol import ChatFields, Count, RequestFields, prompts
 from headrace.server.routing import new_router
 from headrace.server.sse import gathered, until_disconnected
 from headrace.types import PoolingParams, PoolingRequestOutput
@@ -28,22 +27,6 @@ from headrace.types import PoolingParams, PoolingRequestOutput
 router = new_router()
 
 Prompt = str | list[int] | tuple[str, str]
-
-
-def check_inputs(value: Any) -> list[str | list[int]]:
-    """A text, token ids, or a list of either, as a list."""
-    inputs = [value] if isinstance(value, str) or (is_token_ids(value) and value) else value
-    if not isinstance(inputs, list) or not 1 <= len(inputs) <= MAX_INPUTS:
-        raise ValueError(f"it must be a text, a list of token ids, or a list of 1 to {MAX_INPUTS} of either")
-    if not all(isinstance(item, str) or is_token_ids(item) for item in inputs):
-        raise ValueError("each entry must be a text or a list of token ids (integers from 0)")
-    return inputs
-
-
-Inputs = Annotated[
-    list[str | list[int]],
-    PlainValidator(check_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-]
 
 
 class PoolingFields(RequestFields):
@@ -56,7 +39,7 @@ class PoolingFields(RequestFields):
 class InputFields(PoolingFields):
     """Inputs, or one conversation."""
 
-    input: Inputs | None = None
+    input: Annotated[list[str | list[int]], prompts(MAX_INPUTS)] | None = None
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool = True
     dimensions: Count | None = None

@@ -34,29 +34,25 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def check_prompt(value: Any) -> list[str | list[int]]:
-    """A text, token ids, or a list of either, as a list of prompts."""
-    if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
-        value = [value]
-    if not isinstance(value, list) or not value:
-        raise ValueError("a prompt must be a text, a list of token ids, or a list of either that is not empty")
-    if len(value) > MAX_PROMPTS:
-        raise ValueError(f"one request may hold at most {MAX_PROMPTS} prompts, got {len(value)}")
-    for prompt in value:
-        if not isinstance(prompt, str) and not is_token_ids(prompt):
-            raise ValueError("each prompt must be a text or a list of token ids (integers from 0)")
-    return value
-
-
 def is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and 0 <= token < INT32 for token in value)
 
 
 StringList = Annotated[list[str], BeforeValidator(listed)]
-Prompts = Annotated[
-    list[str | list[int]],
-    PlainValidator(check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
-]
+
+
+def prompts(most: int) -> PlainValidator:
+    """Of a text, token ids, or a list of either, which become a list."""
+
+    def check(value: Any) -> list[str | list[int]]:
+        found = [value] if isinstance(value, str) or (is_token_ids(value) and value) else value
+        if not isinstance(found, list) or not 1 <= len(found) <= most:
+            raise ValueError(f"it must be a text, a list of token ids, or a list of 1 to {most} of either")
+        if not all(isinstance(prompt, str) or is_token_ids(prompt) for prompt in found):
+            raise ValueError("each entry must be a text or a list of token ids (integers from 0)")
+        return found
+
+    return PlainValidator(check, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 
 
 def failing_fast(schema: Any) -> Any:
@@ -174,7 +170,7 @@ class SamplingFields(StreamFields):
 class CompletionRequest(SamplingFields):
     """POST /v1/completions"""
 
-    prompt: Prompts | None = None
+    prompt: Annotated[list[str | list[int]], prompts(MAX_PROMPTS)] | None = None
     prompt_embeds: Annotated[StringList, Field(max_length=MAX_PROMPTS)] | None = None
     max_tokens: Count | None = 16
     logprobs: Count | None = None

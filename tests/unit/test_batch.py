@@ -459,7 +459,7 @@ async def test_files_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> Non
         page = await client.files.list(limit=3)
         assert [one.id for one in page.data] == [one.id for one in small[:3:-1]]
         assert [one.id async for one in page] == [one.id for one in reversed(small)]
-        folder = app.state.batch.files.find(small[0].id, "").path.parent
+        folder = app.state.batches.files.find(small[0].id, "").path.parent
         assert len(list(folder.iterdir())) == 7
         late = time.time() + 700_000
         monkeypatch.setattr("headrace.server.batch.files.time.time", lambda: late)

@@ -78,33 +78,40 @@ class BatchObject(msgspec.Struct, kw_only=True):
 
 
 @dataclass(eq=False)
-class Running:
+class Batch:
+    """``caller``: whom its requests count for."""
+
     owner: str
     about: BatchObject
+    source: StoredFile
+    caller: Caller
     task: asyncio.Task[None] | None = None
 
 
 class Batches:
-    """All batches share half of the requests that the engine runs at once: the other half is for who waits."""
+    """A server's batches and their ``files``, answered by the routes of ``app``.
 
-    def __init__(self, config: Config, files: Files):
-        self._files, self._limit = files, config.server.max_request_bytes
+    All batches share half of the requests that the engine runs at once: the other half is for who waits.
+    """
+
+    def __init__(self, config: Config, app: FastAPI):
+        self.files = Files(config.server)
+        self._app, self._limit = app, config.server.max_request_bytes
         self._width = max(1, (config.scheduler.max_num_seqs or ROWS) // 2)
         self._room = asyncio.Semaphore(self._width)
-        self._batches: dict[str, Running] = {}
+        self._batches: dict[str, Batch] = {}
 
-    def create(self, owner: str, about: BatchObject, source: StoredFile, app: FastAPI, caller: Caller) -> BatchObject:
-        """Begin a batch. Raises QueueFullError if too many are under way."""
+    def begin(self, batch: Batch) -> None:
+        """Raises QueueFullError if too many are under way."""
         if len(self._batches) >= MAX_BATCHES:
             over = next((batch for batch in self._batches.values() if batch.about.status in FINISHED), None)
             if over is None:
                 raise QueueFullError(f"{MAX_BATCHES} batches are under way; wait for the end of one.", 60)
             del self._batches[over.about.id]
-        batch = self._batches[about.id] = Running(owner, about)
-        batch.task = asyncio.create_task(self._run(batch, source, app, caller))
-        return about
+        self._batches[batch.about.id] = batch
+        batch.task = asyncio.create_task(self._run(batch))
 
-    def find(self, batch_id: str, owner: str) -> Running:
+    def find(self, batch_id: str, owner: str) -> Batch:
         batch = self._batches.get(batch_id)
         if batch is None or batch.owner != owner:
             raise RequestError(f"No such Batch object: {batch_id}.", "batch_id", 404)
@@ -126,11 +133,11 @@ class Batches:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    async def _run(self, batch: Running, source: StoredFile, app: FastAPI, caller: Caller) -> None:
+    async def _run(self, batch: Batch) -> None:
         about = batch.about
         try:
             async with asyncio.timeout(WINDOW):
-                await self._answer(batch, source, app, caller)
+                await self._answer(batch)
             about.becomes("completed")
         except TimeoutError:
             about.becomes("expired")
@@ -147,9 +154,9 @@ class Batches:
             about.errors = BatchErrors([BatchError("server_error", "The server failed; its log says why.")])
             about.becomes("failed")
 
-    async def _answer(self, batch: Running, source: StoredFile, app: FastAPI, caller: Caller) -> None:
+    async def _answer(self, batch: Batch) -> None:
         about, counts = batch.about, batch.about.request_counts
-        counts.total = len(await asyncio.to_thread(line_keys, source.path, about.model, self._limit))
+        counts.total = len(await asyncio.to_thread(line_keys, batch.source.path, about.model, self._limit))
         if not counts.total:
             raise RequestError("The file holds no requests.")
         about.becomes("in_progress")
@@ -159,14 +166,14 @@ class Batches:
         def take(line: Line, answer: Answer) -> None:
             kind = "error" if answer.failed else "output"
             if kind not in written:
-                written[kind] = self._files.new(batch.owner, f"{about.id}_{kind}.jsonl", "batch_output")
+                written[kind] = self.files.new(batch.owner, f"{about.id}_{kind}.jsonl", "batch_output")
                 setattr(about, f"{kind}_file_id", written[kind].about.id)
-            self._files.append(written[kind], msgspec.json.encode(answer) + b"\n")
+            self.files.append(written[kind], msgspec.json.encode(answer) + b"\n")
             counts.completed += not answer.failed
             counts.failed += answer.failed
 
-        lines = self._lines(source, about.endpoint)
-        await answer_lines(app, about.model, lines, self._width, take, room=self._room, caller=caller)
+        lines = self._lines(batch.source, about.endpoint)
+        await answer_lines(self._app, about.model, lines, self._width, take, room=self._room, caller=batch.caller)
         about.becomes("finalizing")
 
     def _lines(self, source: StoredFile, endpoint: str) -> Iterator[Line]:

@@ -10,10 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, Response
 
-from headrace.config import Config
 from headrace.errors import RequestError
-from headrace.server.batch.batches import Batches, new_batch
-from headrace.server.batch.files import Files
+from headrace.server.batch.batches import Batch, Batches, new_batch
 from headrace.server.batch.runner import Caller
 from headrace.server.bodies import json_response, page
 from headrace.server.context import context_of
@@ -53,17 +51,9 @@ class BatchRequest(BaseModel):
     ) = None
 
 
-class Rooms:
-    """A server's files and batches."""
-
-    def __init__(self, config: Config):
-        self.files = Files(config.server)
-        self.batches = Batches(config, self.files)
-
-
-def rooms_of(request: Request) -> Rooms:
-    rooms: Rooms = request.app.state.batch
-    return rooms
+def batches_of(request: Request) -> Batches:
+    batches: Batches = request.app.state.batches
+    return batches
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -88,7 +78,7 @@ async def upload_file(request: Request) -> Response:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         raise RequestError("Send the file as multipart/form-data, in the part `file`.", "file")
-    files = rooms_of(request).files
+    files = batches_of(request).files
     try:
         async with Upload(request.scope, request.receive).form(max_files=1, max_fields=8) as form:
             upload, purpose = form.get("file"), form.get("purpose")
@@ -116,24 +106,24 @@ async def list_files(
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
-    found = [file for file in rooms_of(request).files.of(owner_of(request)) if purpose in (None, file.purpose)]
+    found = [file for file in batches_of(request).files.of(owner_of(request)) if purpose in (None, file.purpose)]
     return json_response(page(found if order == "desc" else found[::-1], limit, after))
 
 
 @router.get("/v1/files/{file_id}", tags=["batches"])
 async def retrieve_file(file_id: str, request: Request) -> Response:
-    return json_response(rooms_of(request).files.find(file_id, owner_of(request)).about)
+    return json_response(batches_of(request).files.find(file_id, owner_of(request)).about)
 
 
 @router.get("/v1/files/{file_id}/content", tags=["batches"])
 async def file_content(file_id: str, request: Request) -> Response:
-    file = rooms_of(request).files.find(file_id, owner_of(request))
+    file = batches_of(request).files.find(file_id, owner_of(request))
     return FileResponse(file.path, media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{file_id}", tags=["batches"])
 async def delete_file(file_id: str, request: Request) -> Response:
-    files = rooms_of(request).files
+    files = batches_of(request).files
     files.remove(files.find(file_id, owner_of(request)))
     return json_response({"id": file_id, "object": "file", "deleted": True})
 
@@ -144,30 +134,31 @@ async def delete_file(file_id: str, request: Request) -> Response:
 @router.post("/v1/batches", tags=["batches"])
 async def create_batch(body: BatchRequest, request: Request) -> Response:
     """Begin to answer a file's requests."""
-    context, rooms, owner = context_of(request), rooms_of(request), owner_of(request)
+    context, batches, owner = context_of(request), batches_of(request), owner_of(request)
     urls = request.app.state.batched
     if body.endpoint not in urls:
         raise RequestError(f"endpoint must be one of {', '.join(sorted(urls))}.", "endpoint")
-    source = rooms.files.find(body.input_file_id, owner, "input_file_id")
+    source = batches.files.find(body.input_file_id, owner, "input_file_id")
     if source.about.purpose != "batch":
         raise RequestError("The input file must have been uploaded with the purpose batch.", "input_file_id")
     caller = Caller(request.state.key, request.client.host if request.client else "")
     about = new_batch(body.endpoint, context.served_model(None), body.input_file_id, body.metadata)
-    return json_response(rooms.batches.create(owner, about, source, request.app, caller))
+    batches.begin(Batch(owner, about, source, caller))
+    return json_response(about)
 
 
 @router.get("/v1/batches", tags=["batches"])
 async def list_batches(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> Response:
-    return json_response(page(rooms_of(request).batches.of(owner_of(request)), limit, after))
+    return json_response(page(batches_of(request).of(owner_of(request)), limit, after))
 
 
 @router.get("/v1/batches/{batch_id}", tags=["batches"])
 async def retrieve_batch(batch_id: str, request: Request) -> Response:
-    return json_response(rooms_of(request).batches.find(batch_id, owner_of(request)).about)
+    return json_response(batches_of(request).find(batch_id, owner_of(request)).about)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", tags=["batches"])
 async def cancel_batch(batch_id: str, request: Request) -> Response:
-    return json_response(rooms_of(request).batches.cancel(batch_id, owner_of(request)))
+    return json_response(batches_of(request).cancel(batch_id, owner_of(request)))

@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from headrace.server.bodies import json_response
 from headrace.server.routing import GuardedRoute
 from headrace.server.sse import event
 
@@ -49,8 +50,7 @@ def anthropic_error(
     request: Request, status: int, message: str, param: str | None, headers: dict[str, str]
 ) -> Response:
     """Anthropic's errors name no field beside their message."""
-    content = msgspec.json.encode(error_body(request, status, message))
-    return Response(content, status, headers | {"request-id": request_id(request)}, "application/json")
+    return json_response(error_body(request, status, message), status, headers | {"request-id": request_id(request)})
 
 
 def failure(request: Request) -> Callable[[int, str, str | None], bytes]:

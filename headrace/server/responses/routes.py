@@ -18,7 +18,7 @@ from headrace.server.responses.chat import admit_response, chat_request
 from headrace.server.responses.items import Item, input_items
 from headrace.server.responses.schema import ResponsesRequest
 from headrace.server.responses.store import Record, Store
-from headrace.server.responses.writer import Event, ResponseWriter, error_event, framed
+from headrace.server.responses.writer import ResponseWriter, error_event, framed
 from headrace.server.routing import new_router, owner_of
 from headrace.server.sse import EventStream, until_disconnected
 
@@ -39,7 +39,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         Background(store, record, writer, request.state.unfinished)
         return followed(record, 0) if body.stream else json_response(writer.response)
     if body.stream:
-        return event_stream(frames(kept(store, record, writer)))
+        return event_stream(kept(store, record, writer))
     await until_disconnected(request.receive, exhausted(kept(store, record, writer)))
     if writer.failure is not None:
         raise writer.failure
@@ -150,22 +150,16 @@ def event_stream(frames: AsyncGenerator[bytes, None], place: int = 0) -> EventSt
     return EventStream(counted(), failure=failure, end=b"")
 
 
-async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[Event, None]:
-    """A writer's events; the response can be looked up before its last event is told."""
+async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[bytes, None]:
+    """A writer's events, framed; the response can be looked up before its last event is told."""
     async with aclosing(writer.events()) as events:
         async for event in events:
             if record.response.finished and record.response.store:
                 store.add(record)
-            yield event
-
-
-async def frames(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        async for event in events:
             yield framed(event)
 
 
-async def exhausted(events: AsyncGenerator[Event, None]) -> None:
-    async with aclosing(events):
-        async for _ in events:
+async def exhausted(frames: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(frames):
+        async for _ in frames:
             pass
