@@ -11,13 +11,14 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -92,14 +93,27 @@ def bind(server: ServerOptions) -> socket.socket:
 async def serve(config: Config, listener: socket.socket, tls: ssl.SSLContext | None, started: float) -> int:
     stop = asyncio.Event()
     on_signal(stop.set)
+    async with application(config, stop) as app:
+        if app is None:
+            logger.info("Stopped by a signal before the server was ready.")
+            return 0
+        return await serve_app(config, app, listener, tls, stop, started)
+
+
+@asynccontextmanager
+async def application(config: Config, stop: asyncio.Event) -> AsyncIterator[FastAPI | None]:
+    """The application over a started engine, which ends with the block; None if ``stop`` is set before it is ready."""
     engine = await start_engine(config, stop)
     if engine is None:
-        logger.info("Stopped by a signal before the server was ready.")
-        return 0
-    try:
-        return await serve_engine(config, engine, listener, tls, stop, started)
-    finally:
-        await engine.shutdown()
+        yield None
+        return
+    async with AsyncExitStack() as ending:
+        ending.push_async_callback(engine.shutdown)
+        registry, statistics = observe(config, engine)
+        ending.callback(statistics.cancel)
+        app = build_app(config, engine, registry)
+        ending.callback(app.state.context.close)
+        yield app
 
 
 async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
@@ -117,18 +131,17 @@ async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
         return starting.result()
 
 
-async def serve_engine(
+async def serve_app(
     config: Config,
-    engine: AsyncLLM,
+    app: FastAPI,
     listener: socket.socket,
     tls: ssl.SSLContext | None,
     stop: asyncio.Event,
     started: float,
 ) -> int:
     """Answer requests until the engine dies (1) or a signal has come and the work is drained (0)."""
-    registry, statistics = observe(config, engine)
-    app = build_app(config, engine, registry)
     context: Context = app.state.context
+    engine = context.engine
     http = HttpServer(
         uvicorn_config(config.server, app, tls), lambda: announce_ready(config, engine, app, listener, started)
     )
@@ -151,9 +164,8 @@ async def serve_engine(
         await serving
         return exit_code
     finally:
-        for task in (statistics, refreshing, dead, stopping):
+        for task in (refreshing, dead, stopping):
             task.cancel()
-        context.close()
 
 
 def observe(config: Config, engine: AsyncLLM) -> tuple[CollectorRegistry, "asyncio.Future[None]"]:

@@ -6,9 +6,9 @@ Knows AsyncLLM and its outputs. Names and shapes are vLLM's.
 import base64
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
@@ -16,7 +16,7 @@ from headrace.errors import RequestError
 from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import Usage, json_response
 from headrace.server.chat import rendered
-from headrace.server.context import Context, context_of
+from headrace.server.context import context_of
 from headrace.server.errors import GenerationError
 from headrace.server.generation import check_body, given_id, log_request, new_id
 from headrace.server.protocol import ChatFields, Count, RequestFields, prompts
@@ -64,49 +64,56 @@ class ClassifyRequest(InputFields):
 
 @router.post("/pooling", tags=["pooling"])
 async def pooling(body: PoolingRequest, request: Request) -> Response:
-    params = pooling_params(body, body.task, dimensions=body.dimensions)
-    job_id, outputs = await pooled(request, body, "pooling", await inputs_of(request, body), params)
-    data = [
-        {"index": index, "object": "pooling", "data": encoded(output.outputs.data, body.encoding_format)}
-        for index, output in enumerate(outputs)
-    ]
-    return listing(request, body, job_id, outputs, data)
+    result = await pooled(request, body, "pooling", body.task, await inputs_of(request, body))
+    arrays = result.arrays(body.encoding_format)
+    return result.listing([{"object": "pooling", "data": array} for array in arrays])
 
 
 @router.post("/v1/embeddings", tags=["pooling"])
 async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """Texts in, vectors out, as OpenAI's clients expect."""
-    params = pooling_params(body, "embed", dimensions=body.dimensions)
-    job_id, outputs = await pooled(request, body, "embd", await inputs_of(request, body), params)
-    data = [
-        {"index": index, "object": "embedding", "embedding": encoded(output.outputs.data, body.encoding_format)}
-        for index, output in enumerate(outputs)
-    ]
-    return listing(request, body, job_id, outputs, data)
+    result = await pooled(request, body, "embd", "embed", await inputs_of(request, body))
+    arrays = result.arrays(body.encoding_format)
+    return result.listing([{"object": "embedding", "embedding": array} for array in arrays])
 
 
 @router.post("/classify", tags=["pooling"])
 async def classify(body: ClassifyRequest, request: Request) -> Response:
-    params = pooling_params(body, "classify")
-    job_id, outputs = await pooled(request, body, "classify", await inputs_of(request, body), params)
+    result = await pooled(request, body, "classify", "classify", await inputs_of(request, body))
     labels, data = context_of(request).engine.info.labels, []
-    for index, output in enumerate(outputs):
+    for output in result.outputs:
         probs = output.outputs.data
-        label = labels[int(probs.argmax())]
-        data.append({"index": index, "label": label, "probs": probs.tolist(), "num_classes": len(probs)})
-    return listing(request, body, job_id, outputs, data)
+        data.append({"label": labels[int(probs.argmax())], "probs": probs.tolist(), "num_classes": len(probs)})
+    return result.listing(data)
 
 
 # -- shared ---------------------------------------------------------------------------------------------------------
 
 
-def pooling_params(body: PoolingFields, task: str | None, dimensions: int | None = None) -> PoolingParams:
-    return PoolingParams(
-        task=task,
-        dimensions=dimensions,
-        use_activation=body.use_activation,
-        truncate_prompt_tokens=body.truncate_prompt_tokens,
-    )
+@dataclass(frozen=True)
+class PoolingResult:
+    """What became of the prompts of one request. ``model``: the name to answer under."""
+
+    id: str
+    model: str
+    outputs: list[PoolingRequestOutput]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(output.prompt_token_ids) for output in self.outputs)
+
+    def arrays(self, encoding_format: str) -> list[Any]:
+        """Each output's array as JSON numbers, or as base64 of its float32 numbers, little-endian."""
+        arrays = [output.outputs.data for output in self.outputs]
+        if encoding_format == "float":
+            return [array.tolist() for array in arrays]
+        return [base64.b64encode(array.astype("<f4").tobytes()).decode() for array in arrays]
+
+    def listing(self, entries: list[dict[str, Any]]) -> Response:
+        """The answer that all routes but /rerank give: a numbered list."""
+        data = [{"index": index} | entry for index, entry in enumerate(entries)]
+        head = {"id": self.id, "object": "list", "created": int(time.time()), "model": self.model, "data": data}
+        return json_response(head | {"usage": Usage(self.num_tokens, self.num_tokens, 0)})
 
 
 async def inputs_of(request: Request, body: InputFields) -> Sequence[Prompt]:
@@ -120,19 +127,23 @@ async def inputs_of(request: Request, body: InputFields) -> Sequence[Prompt]:
 
 
 async def pooled(
-    request: Request,
-    body: PoolingFields,
-    prefix: str,
-    prompts: Sequence[Prompt],
-    params: PoolingParams,
-) -> tuple[str, list[PoolingRequestOutput]]:
-    """(id of the answer, what became of each prompt); nothing is queued before every prompt has passed its checks.
+    request: Request, body: PoolingFields, prefix: str, task: str | None, prompts: Sequence[Prompt]
+) -> PoolingResult:
+    """Nothing is queued before every prompt has passed its checks.
 
     Everything is aborted if the client leaves or one prompt fails.
     """
     context = context_of(request)
     check_body(context, body)
-    special = not isinstance(body, InputFields) or (body.add_special_tokens and body.messages is None)
+    special, dimensions = True, None
+    if isinstance(body, InputFields):
+        special, dimensions = body.add_special_tokens and body.messages is None, body.dimensions
+    params = PoolingParams(
+        task=task,
+        dimensions=dimensions,
+        use_activation=body.use_activation,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+    )
     ready = await context.engine.prepare_pooling(prompts, params, special)
     job_id = new_id(prefix, given_id(request, body))
     log_request(context, job_id, [admitted.token_ids for admitted in ready], params)
@@ -143,24 +154,4 @@ async def pooled(
     outputs = await until_disconnected(request.receive, gathered(work))
     if any(output.outputs.data is None for output in outputs):
         raise GenerationError("The engine gave up on this request; the server's log says why.")
-    return job_id, outputs
-
-
-def encoded(data: Any, encoding_format: str) -> Any:
-    """An array as JSON numbers, or as base64 of its float32 numbers, little-endian."""
-    return data.tolist() if encoding_format == "float" else base64.b64encode(data.astype("<f4").tobytes()).decode()
-
-
-def usage_of(context: Context, outputs: Sequence[PoolingRequestOutput]) -> Usage:
-    total = sum(len(output.prompt_token_ids) for output in outputs)
-    return Usage(total, total, 0)
-
-
-def listing(
-    request: Request, body: PoolingFields, job_id: str, outputs: Sequence[PoolingRequestOutput], data: list[Any]
-) -> Response:
-    """The answer that all routes but /rerank give."""
-    context = context_of(request)
-    usage = msgspec.to_builtins(usage_of(context, outputs))
-    head = {"id": job_id, "object": "list", "created": int(time.time()), "model": context.served_model(body.model)}
-    return json_response(head | {"data": data, "usage": usage})
+    return PoolingResult(job_id, context.served_model(body.model), outputs)

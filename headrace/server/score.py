@@ -14,10 +14,9 @@ from headrace.frontend.pooling import compared, matched, pair, score_of
 from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
-from headrace.server.pooling import PoolingFields, listing, pooled, pooling_params, usage_of
+from headrace.server.pooling import PoolingFields, PoolingResult, pooled
 from headrace.server.protocol import Count, listed
 from headrace.server.routing import new_router
-from headrace.types import PoolingRequestOutput
 
 router = new_router()
 
@@ -63,33 +62,22 @@ async def score(body: ScoreRequest, request: Request) -> Response:
     documents = body.documents or body.items or body.text_2 or body.data_2
     if queries is None or documents is None:
         raise RequestError("The body needs queries and documents (or text_1 and text_2).", "queries")
-    job_id, outputs, scores = await scored(request, body, "score", queries, documents, body.instruction)
-    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
-    return listing(request, body, job_id, outputs, data)
+    result, scores = await scored(request, body, "score", queries, documents, body.instruction)
+    return result.listing([{"object": "score", "score": value} for value in scores])
 
 
 @router.post("/rerank", tags=["pooling"], operation_id="rerank")
 @router.post("/v1/rerank", tags=["pooling"], operation_id="v1_rerank")
 @router.post("/v2/rerank", tags=["pooling"], operation_id="v2_rerank")
 async def rerank(body: RerankRequest, request: Request) -> Response:
-    job_id, outputs, scores = await scored(request, body, "rerank", [body.query], body.documents, body.instruction)
+    result, scores = await scored(request, body, "rerank", [body.query], body.documents, body.instruction)
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n or None]
-    results = []
-    for index in best:
-        result: dict[str, Any] = {"index": index, "relevance_score": scores[index]}
-        if body.return_documents is not False:
-            result["document"] = {"text": body.documents[index], "multi_modal": None}
-        results.append(result)
-    context = context_of(request)
-    usage = usage_of(context, outputs)
-    return json_response(
-        {
-            "id": job_id,
-            "model": context.served_model(body.model),
-            "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens},
-            "results": results,
-        }
-    )
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in best]
+    if body.return_documents is not False:
+        for entry in results:
+            entry["document"] = {"text": body.documents[entry["index"]], "multi_modal": None}
+    usage = {"prompt_tokens": result.num_tokens, "total_tokens": result.num_tokens}
+    return json_response({"id": result.id, "model": result.model, "usage": usage, "results": results})
 
 
 async def scored(
@@ -99,16 +87,15 @@ async def scored(
     queries: list[str],
     documents: list[str],
     instruction: str | None,
-) -> tuple[str, list[PoolingRequestOutput], list[float]]:
-    """(id of the answer, all that was computed, a score for each pair)."""
+) -> tuple[PoolingResult, list[float]]:
+    """(all that was computed, a score for each pair)."""
     info = context_of(request).engine.info
     pairs = matched(queries, documents)
     if "embed" not in info.tasks:
         prompts = [pair(query, document, info, instruction) for query, document in pairs]
-        params = pooling_params(body, "classify")
-        job_id, outputs = await pooled(request, body, prefix, prompts, params)
-        return job_id, outputs, [score_of(output.outputs.data) for output in outputs]
+        result = await pooled(request, body, prefix, "classify", prompts)
+        return result, [score_of(output.outputs.data) for output in result.outputs]
     texts = list(dict.fromkeys(text for two in pairs for text in two))
-    job_id, outputs = await pooled(request, body, prefix, texts, pooling_params(body, "embed"))
-    found = dict(zip(texts, outputs, strict=True))
-    return job_id, outputs, [compared(found[query], found[document]).outputs.score for query, document in pairs]
+    result = await pooled(request, body, prefix, "embed", texts)
+    found = dict(zip(texts, result.outputs, strict=True))
+    return result, [compared(found[query], found[document]).outputs.score for query, document in pairs]

@@ -77,7 +77,7 @@ class EventStream(Response):
 
 async def with_keep_alive(events: AsyncGenerator[bytes, None], interval: float) -> AsyncGenerator[bytes, None]:
     """``events``, with a comment after every ``interval`` seconds of silence."""
-    pending = asyncio.ensure_future(next_or_none(events))
+    pending = asyncio.ensure_future(anext(events, None))
     try:
         while True:
             done, _ = await asyncio.wait({pending}, timeout=interval)
@@ -88,16 +88,9 @@ async def with_keep_alive(events: AsyncGenerator[bytes, None], interval: float) 
             if data is None:
                 return
             yield data
-            pending = asyncio.ensure_future(next_or_none(events))
+            pending = asyncio.ensure_future(anext(events, None))
     finally:
         await cancelled(pending)
-
-
-async def next_or_none(events: AsyncGenerator[bytes, None]) -> bytes | None:
-    try:
-        return await anext(events)
-    except StopAsyncIteration:
-        return None
 
 
 async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

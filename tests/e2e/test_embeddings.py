@@ -152,6 +152,7 @@ def test_cross_encoder(judge: Path) -> None:
         classified = post(server, "/classify", input=TEXTS[0])["data"][0]
         assert classified["label"] == "LABEL_0" and classified["num_classes"] == len(classified["probs"]) == 1
         assert "can't embed" in post(server, "/v1/embeddings", input="x")["error"]["message"]
+        assert "leave them out" in post(server, "/classify", input="x", dimensions=1)["error"]["message"]
 
 
 def test_generating_models_refuse(server: Server) -> None:

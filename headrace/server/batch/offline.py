@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import uvloop
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,12 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headrace.config import Config
 from headrace.errors import ConfigError, HeadraceError
 from headrace.frontend.async_llm import AsyncLLM
-from headrace.server.app import build_app
 from headrace.server.batch.job import Job
 from headrace.server.batch.lines import Answer, Line
 from headrace.server.batch.runner import answer_lines
-from headrace.server.context import Context
-from headrace.server.launch import observe, on_signal, start_engine
+from headrace.server.launch import application, on_signal
 from headrace.server.sse import cancelled
 
 logger = logging.getLogger(__name__)
@@ -47,23 +46,15 @@ def run_job(config: Config, job: Job, metrics: tuple[str, int] | None) -> None:
 async def answer_job(config: Config, job: Job, metrics: tuple[str, int] | None) -> None:
     stop = asyncio.Event()
     on_signal(stop.set)
-    engine = await start_engine(config, stop)
-    if engine is None:
-        raise Interrupted("Stopped by a signal before the model was ready.")
-    try:
-        await answer_with(engine, config, job, metrics, stop)
-    finally:
-        await engine.shutdown()
+    async with application(config, stop) as app:
+        if app is None:
+            raise Interrupted("Stopped by a signal before the model was ready.")
+        if metrics is not None:
+            serve_metrics(*metrics, app.state.context.registry)
+        await answer_with(app, config, job, stop)
 
 
-async def answer_with(
-    engine: AsyncLLM, config: Config, job: Job, metrics: tuple[str, int] | None, stop: asyncio.Event
-) -> None:
-    registry, statistics = observe(config, engine)
-    if metrics is not None:
-        serve_metrics(*metrics, registry)
-    app = build_app(config, engine, registry)
-    context: Context = app.state.context
+async def answer_with(app: FastAPI, config: Config, job: Job, stop: asyncio.Event) -> None:
     width = 2 * (config.scheduler.max_num_seqs or ROWS)  # the engine finds as many waiting as it runs
     with Display(job) as display:
 
@@ -71,15 +62,12 @@ async def answer_with(
             job.take(line, answer)
             display.show()
 
-        answering = asyncio.ensure_future(
-            answer_lines(app, job.model, job.open_lines(app.state.batched), width, take),
-        )
+        lines = job.open_lines(app.state.batched)
+        answering = asyncio.ensure_future(answer_lines(app, job.model, lines, width, take))
         try:
-            await first_of(answering, stop, engine)
+            await first_of(answering, stop, app.state.context.engine)
         finally:
             await cancelled(answering)
-            statistics.cancel()
-            context.close()
 
 
 def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:

@@ -6,7 +6,7 @@ from fastapi import Request
 
 from headrace.errors import RequestError
 from headrace.server.chat import admit_chat
-from headrace.server.context import context_of
+from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, check_generating
 from headrace.server.protocol import ChatRequest, SamplingFields
 from headrace.server.responses.items import Item, chat_messages
@@ -24,8 +24,10 @@ TOO_LONG = ("input_tokens", "max_tokens")  # what the refusal of a prompt withou
 RENAMED = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
-def chat_request(body: ResponsesRequest, items: list[Item]) -> ChatRequest:
-    """The chat that ``body`` asks for. Raises ``RequestError``."""
+def chat_request(context: Context, body: ResponsesRequest, items: list[Item]) -> ChatRequest:
+    """The chat that ``body`` asks for, once it is checked. Raises ``RequestError``."""
+    check_generating(context, body)
+    body.check()
     tools, choice = tools_of(body)
     text, effort = body.text, body.reasoning and body.reasoning.effort
     kwargs = {"verbosity": text.verbosity} if text and text.verbosity else {}
@@ -86,10 +88,9 @@ def chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 async def admit_response(request: Request, body: ResponsesRequest, items: list[Item]) -> Job:
     """Raises ``RequestError`` in terms of this API."""
-    check_generating(context_of(request), body)
-    body.check()
+    chat = chat_request(context_of(request), body, items)
     try:
-        return await admit_fitting(request, chat_request(body, items), truncate=body.truncation == "auto")
+        return await admit_fitting(request, chat, truncate=body.truncation == "auto")
     except RequestError as error:
         if error.param == "messages":
             error.param = "input"

@@ -12,7 +12,6 @@ from headrace.server.bodies import json_response, page
 from headrace.server.chat import rendered
 from headrace.server.context import context_of
 from headrace.server.generate import as_generate_request
-from headrace.server.generation import check_generating
 from headrace.server.responses.background import Background
 from headrace.server.responses.chat import admit_response, chat_request
 from headrace.server.responses.items import Item, input_items
@@ -56,10 +55,8 @@ async def render_response(body: ResponsesRequest, request: Request) -> Response:
 @router.post("/v1/responses/input_tokens", tags=["tokens"])
 async def count_input_tokens(body: ResponsesRequest, request: Request) -> Response:
     context = context_of(request)
-    check_generating(context, body)
-    body.check()
     items, history = items_of(store_of(request), owner_of(request), body)
-    text = await rendered(context, chat_request(body, history + items))
+    text = await rendered(context, chat_request(context, body, history + items))
     tokens = await context.tokens_of(text, False)
     return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
 

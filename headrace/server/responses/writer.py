@@ -25,7 +25,7 @@ from headrace.server.responses.bodies import (
 )
 from headrace.server.responses.growing import GrowingCall, GrowingText, Step
 from headrace.server.responses.items import Status as ItemStatus
-from headrace.server.responses.schema import ENCRYPTED, ResponsesRequest
+from headrace.server.responses.schema import ENCRYPTED, ReasoningOptions, ResponsesRequest, TextOptions
 from headrace.server.sse import event
 from headrace.server.writer import TokenCounter
 from headrace.types import RequestOutput
@@ -33,6 +33,10 @@ from headrace.types import RequestOutput
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 ENDS: dict[str | None, Status] = {"length": "incomplete", "abort": "cancelled"}  # by finish reason; others complete it
+REPEATED = (  # fields of a request that its response has too
+    *("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id", "prompt_cache_key"),
+    *("safety_identifier", "user"),
+)
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}  # of a failed response, by HTTP status
 
 
@@ -48,37 +52,25 @@ def error_event(number: int, status: int, message: str, param: str | None) -> Ev
 
 def response_body(body: ResponsesRequest, job: Job) -> ResponseBody:
     """A response to ``body`` that has not begun."""
-    text, reasoning = body.text, body.reasoning
+    text = body.text or TextOptions()
     return ResponseBody(
         id="resp_" + job.id.removeprefix("resp-"),
         created_at=job.created,
         status="queued" if body.background else "in_progress",
         background=bool(body.background),
-        instructions=body.instructions,
-        max_output_tokens=body.max_output_tokens,
-        max_tool_calls=body.max_tool_calls,
         metadata=body.metadata or {},
         model=job.model,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        previous_response_id=body.previous_response_id,
-        prompt_cache_key=body.prompt_cache_key,
-        reasoning={
-            "effort": reasoning.effort if reasoning else None,
-            "summary": reasoning.summary if reasoning else None,
-        },
-        safety_identifier=body.safety_identifier,
+        reasoning=(body.reasoning or ReasoningOptions()).model_dump(),
         store=body.store is not False,
         temperature=job.params.temperature,
-        text={
-            "format": (text and text.format) or {"type": "text"},
-            "verbosity": (text and text.verbosity) or "medium",
-        },
+        text={"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         tool_choice=body.tool_choice or "auto",
         tools=body.tools or [],
         top_logprobs=body.top_logprobs or 0,
         top_p=job.params.top_p,
         truncation=body.truncation or "disabled",
-        user=body.user,
+        **{name: getattr(body, name) for name in REPEATED},
     )
 
 
