@@ -6,8 +6,9 @@ Owns the order of that, signals and what is shown meanwhile.
 import asyncio
 import logging
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import uvloop
 from fastapi import FastAPI
@@ -56,11 +57,11 @@ async def answer_job(config: Config, job: Job, metrics: tuple[str, int] | None) 
 
 async def answer_with(app: FastAPI, config: Config, job: Job, stop: asyncio.Event) -> None:
     width = 2 * (config.scheduler.max_num_seqs or ROWS)  # the engine finds as many waiting as it runs
-    with Display(job) as display:
+    with progress(job) as show:
 
         def take(line: Line, answer: Answer) -> None:
             job.take(line, answer)
-            display.show()
+            show()
 
         lines = job.open_lines(app.state.batched)
         answering = asyncio.ensure_future(answer_lines(app, job.model, lines, width, take))
@@ -92,35 +93,26 @@ async def first_of(answering: "asyncio.Future[None]", stop: asyncio.Event, engin
     answering.result()
 
 
-class Display:
-    """A bar on a terminal, elsewhere a log line now and then. A context manager."""
+@contextmanager
+def progress(job: Job) -> Iterator[Callable[[], None]]:
+    """Shows how far ``job`` is whenever the function it gives is called: a bar on a terminal, else a log line now and
+    then.
+    """
+    columns = (TextColumn("Answered"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    task = bar.add_task("", total=job.total, completed=job.answered, failed=0)
+    said = time.monotonic()
 
-    def __init__(self, job: Job):
-        self._job = job
-        self._said = time.monotonic()
-        columns = (
-            TextColumn("Answered"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]} failed"),
-        )
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self._task = self._bar.add_task("", total=job.total, completed=job.answered, failed=0)
-
-    def __enter__(self) -> Self:
-        if self._bar.console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def show(self) -> None:
-        job = self._job
-        self._bar.update(self._task, completed=job.answered, failed=job.failed)
-        if not self._bar.console.is_terminal and time.monotonic() > self._said + LOG_SECONDS:
-            self._said = time.monotonic()
+    def show() -> None:
+        nonlocal said
+        bar.update(task, completed=job.answered, failed=job.failed)
+        if not bar.console.is_terminal and time.monotonic() > said + LOG_SECONDS:
+            said = time.monotonic()
             logger.info("%d of %d lines are answered, %d of them with an error.", job.answered, job.total, job.failed)
+
+    if bar.console.is_terminal:
+        bar.start()
+    try:
+        yield show
+    finally:
+        bar.stop()

@@ -8,20 +8,7 @@ from itertools import groupby
 from typing import Any, cast
 
 from headrace.errors import RequestError
-from headrace.server.messages.schema import (
-    AssistantBlock,
-    CountTokensRequest,
-    DocumentBlock,
-    MessagesRequest,
-    MessagesTool,
-    MessagesToolChoice,
-    TextBlock,
-    ThinkingBlock,
-    ThinkingConfig,
-    ToolResultBlock,
-    ToolUseBlock,
-    UserBlock,
-)
+from headrace.server.messages import schema
 from headrace.server.protocol import ChatRequest
 from headrace.server.refusals import refuse_unsupported
 
@@ -31,7 +18,7 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 EFFORTS = {"xhigh": "high", "max": "high"}  # chat templates know low, medium and high
 
 
-def chat_request(body: CountTokensRequest) -> ChatRequest:
+def chat_request(body: schema.CountTokensRequest) -> ChatRequest:
     """Raises RequestError if ``body`` asks for what is not served."""
     refuse_unsupported(body)
     messages = list(conversation(body))
@@ -57,7 +44,7 @@ def chat_request(body: CountTokensRequest) -> ChatRequest:
     return chat
 
 
-def generating_request(body: MessagesRequest) -> ChatRequest:
+def generating_request(body: schema.MessagesRequest) -> ChatRequest:
     """As ``chat_request``, with the fields that say how to generate."""
     chat = chat_request(body)
     if body.thinking is not None and (body.thinking.budget_tokens or 0) >= body.max_tokens:
@@ -70,7 +57,7 @@ def generating_request(body: MessagesRequest) -> ChatRequest:
 # -- messages -------------------------------------------------------------------------------------------------------
 
 
-def conversation(body: CountTokensRequest) -> Iterator[Message]:
+def conversation(body: schema.CountTokensRequest) -> Iterator[Message]:
     """The messages of a chat; those of one role that follow each other become one, as in Anthropic's API."""
     system = [block for block in body.system if not block.text.startswith(BILLING)]
     if system:
@@ -83,25 +70,25 @@ def conversation(body: CountTokensRequest) -> Iterator[Message]:
             yield from said_messages(role, blocks)
 
 
-def said_messages(role: str, blocks: Sequence[UserBlock]) -> Iterator[Message]:
+def said_messages(role: str, blocks: Sequence[schema.UserBlock]) -> Iterator[Message]:
     """What was said, and each tool's result as a message of its own."""
-    for is_result, run in groupby(blocks, key=lambda block: isinstance(block, ToolResultBlock)):
+    for is_result, run in groupby(blocks, key=lambda block: isinstance(block, schema.ToolResultBlock)):
         if not is_result:
             yield {"role": role, "content": texts(run)}
             continue
-        for block in cast(Iterator[ToolResultBlock], run):
+        for block in cast(Iterator[schema.ToolResultBlock], run):
             result = "\n".join(part["text"] for part in texts(block.content))
             result = f"Error: {result}" if block.is_error else result
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": result}
 
 
-def assistant_message(blocks: Sequence[AssistantBlock]) -> Message:
-    message: Message = {"role": "assistant", "content": texts(b for b in blocks if isinstance(b, TextBlock))}
-    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
+def assistant_message(blocks: Sequence[schema.AssistantBlock]) -> Message:
+    message: Message = {"role": "assistant", "content": texts(b for b in blocks if isinstance(b, schema.TextBlock))}
+    thoughts = [block.thinking for block in blocks if isinstance(block, schema.ThinkingBlock)]
     calls = [
         {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
         for block in blocks
-        if isinstance(block, ToolUseBlock)
+        if isinstance(block, schema.ToolUseBlock)
     ]
     if any(thoughts):
         message["reasoning_content"] = "\n".join(thoughts)
@@ -115,8 +102,8 @@ def texts(blocks: Any) -> list[dict[str, str]]:
     return [{"type": "text", "text": text_of(block)} for block in blocks]
 
 
-def text_of(block: TextBlock | DocumentBlock) -> str:
-    if isinstance(block, TextBlock):
+def text_of(block: schema.TextBlock | schema.DocumentBlock) -> str:
+    if isinstance(block, schema.TextBlock):
         return block.text
     return "\n".join(part for part in (block.title, block.context, block.source.data) if part)
 
@@ -124,14 +111,14 @@ def text_of(block: TextBlock | DocumentBlock) -> str:
 # -- tools and thinking ---------------------------------------------------------------------------------------------
 
 
-def chat_tool(tool: MessagesTool) -> dict[str, Any]:
+def chat_tool(tool: schema.MessagesTool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
     function |= {"description": tool.description} if tool.description else {}
     function |= {"strict": tool.strict} if tool.strict is not None else {}
     return {"type": "function", "function": function}
 
 
-def choose(chat: ChatRequest, choice: MessagesToolChoice) -> None:
+def choose(chat: ChatRequest, choice: schema.MessagesToolChoice) -> None:
     if choice.type == "tool" and not choice.name:
         raise RequestError("tool_choice of the type tool needs the tool's name.", "tool_choice")
     if choice.type in ("any", "tool") and not chat.tools:
@@ -141,7 +128,7 @@ def choose(chat: ChatRequest, choice: MessagesToolChoice) -> None:
     chat.parallel_tool_calls = not choice.disable_parallel_tool_use
 
 
-def think(chat: ChatRequest, thinking: ThinkingConfig) -> None:
+def think(chat: ChatRequest, thinking: schema.ThinkingConfig) -> None:
     """Chat templates name the switch ``enable_thinking`` (Qwen, GLM) or ``thinking`` (DeepSeek, Granite)."""
     wanted = thinking.type != "disabled"
     chat.chat_template_kwargs = {"enable_thinking": wanted, "thinking": wanted}
