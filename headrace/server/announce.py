@@ -5,7 +5,7 @@ import logging
 import shlex
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 from rich.console import Console
@@ -13,10 +13,8 @@ from rich.table import Table
 
 import headrace
 from headrace.config import Config
+from headrace.server.context import Context
 from headrace.types import LedgerEntry
-
-if TYPE_CHECKING:
-    from headrace.frontend.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +38,10 @@ def announce_start(config: Config) -> None:
     logger.info("non-default args: %s", config.non_default())
 
 
-def announce_ready(config: Config, engine: "AsyncLLM", app: FastAPI, listener: socket.socket, started: float) -> None:
+def announce_ready(app: FastAPI, listener: socket.socket, started: float) -> None:
     """Say where the server is, what it answers and where the start went; the last line means that requests work."""
+    context: Context = app.state.context
+    config, engine = context.config, context.engine
     logger.info("Available routes are:")
     for path, methods in app.state.routes:
         logger.info("Route: %s, Methods: %s", path, ", ".join(methods))

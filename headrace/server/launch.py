@@ -97,7 +97,7 @@ async def serve(config: Config, listener: socket.socket, tls: ssl.SSLContext | N
         if app is None:
             logger.info("Stopped by a signal before the server was ready.")
             return 0
-        return await serve_app(config, app, listener, tls, stop, started)
+        return await serve_app(app, listener, tls, stop, started)
 
 
 @asynccontextmanager
@@ -109,9 +109,7 @@ async def application(config: Config, stop: asyncio.Event) -> AsyncIterator[Fast
         return
     async with AsyncExitStack() as ending:
         ending.push_async_callback(engine.shutdown)
-        registry, statistics = observe(config, engine)
-        ending.callback(statistics.cancel)
-        app = build_app(config, engine, registry)
+        app = build_app(config, engine, observe(config, engine, ending))
         ending.callback(app.state.context.close)
         yield app
 
@@ -132,28 +130,21 @@ async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
 
 
 async def serve_app(
-    config: Config,
-    app: FastAPI,
-    listener: socket.socket,
-    tls: ssl.SSLContext | None,
-    stop: asyncio.Event,
-    started: float,
+    app: FastAPI, listener: socket.socket, tls: ssl.SSLContext | None, stop: asyncio.Event, started: float
 ) -> int:
     """Answer requests until the engine dies (1) or a signal has come and the work is drained (0)."""
     context: Context = app.state.context
-    engine = context.engine
-    http = HttpServer(
-        uvicorn_config(config.server, app, tls), lambda: announce_ready(config, engine, app, listener, started)
-    )
+    engine, server = context.engine, context.config.server
+    http = HttpServer(uvicorn_config(server, app, tls), lambda: announce_ready(app, listener, started))
     serving = asyncio.ensure_future(http.serve([listener]))
-    refreshing = asyncio.ensure_future(refresh(tls, config.server) if tls is not None else asyncio.sleep(0))
+    refreshing = asyncio.ensure_future(refresh(tls, server))
     gc.freeze()  # what start-up made lives for ever: no collection needs to look at it again
     dead = asyncio.ensure_future(engine.wait_dead())
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({serving, dead, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not dead.done():
-            await drain(context, config.server.shutdown_timeout)
+            await drain(context, server.shutdown_timeout)
         exit_code = 0
         if dead.done():
             logger.error("%s Exiting.", dead.result())
@@ -168,13 +159,14 @@ async def serve_app(
             task.cancel()
 
 
-def observe(config: Config, engine: AsyncLLM) -> tuple[CollectorRegistry, "asyncio.Future[None]"]:
-    """Attach the metrics and the periodic log line to the engine; returns the registry and the log's task."""
+def observe(config: Config, engine: AsyncLLM, ending: AsyncExitStack) -> CollectorRegistry:
+    """Attach the metrics and, until ``ending``, the periodic log line to the engine, unless they are disabled."""
     if config.server.disable_log_stats:
-        return CollectorRegistry(), asyncio.ensure_future(asyncio.sleep(0))
+        return CollectorRegistry()
     metrics, log = Metrics(config, engine.info, engine.served_names[0]), StatsLog(time.monotonic())
     engine.observers += [metrics, log]
-    return metrics.registry, asyncio.ensure_future(log.run())
+    ending.callback(asyncio.ensure_future(log.run()).cancel)
+    return metrics.registry
 
 
 class HttpServer(uvicorn.Server):

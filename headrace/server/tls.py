@@ -41,10 +41,10 @@ def load_files(context: ssl.SSLContext, server: ServerOptions) -> None:
         context.load_verify_locations(server.ssl_ca_certs)
 
 
-async def refresh(context: ssl.SSLContext, server: ServerOptions) -> None:
+async def refresh(context: ssl.SSLContext | None, server: ServerOptions) -> None:
     """With --enable-ssl-refresh, have new connections use the files' new contents; broken ones change nothing."""
     known = changed_at(server)
-    while server.enable_ssl_refresh:
+    while context is not None and server.enable_ssl_refresh:
         await asyncio.sleep(LOOK_SECONDS)
         if (now := changed_at(server)) == known:
             continue

@@ -19,16 +19,20 @@ def as_blocks(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def told_by(field: str, kinds: tuple[str, ...], sentence: str) -> Discriminator:
+    """Tells an object by a field, of whose values these ``kinds`` have a model; ``sentence`` is for all others."""
+
+    def tag(given: Any) -> str | None:
+        kind = given.get(field) if isinstance(given, dict) else None
+        return f"[{kind}]" if kind in kinds else None
+
+    return Discriminator(tag, custom_error_type=f"unknown_{field}", custom_error_message=sentence)
+
+
 def kind_of(*taken: str) -> Discriminator:
     """Tells a block by its ``type``, of which those ``taken`` have a model."""
-
-    def tag(block: Any) -> str | None:
-        kind = block.get("type") if isinstance(block, dict) else None
-        return f"[{kind}]" if kind in taken else None
-
     kinds = f"{', '.join(taken[:-1])} or {taken[-1]}"
-    message = f"this server takes text only, in blocks whose type may here be {kinds}"
-    return Discriminator(tag, custom_error_type="block_type", custom_error_message=message)
+    return told_by("type", taken, f"this server takes text only, in blocks whose type may here be {kinds}")
 
 
 class TextBlock(Body):
@@ -106,20 +110,11 @@ class SystemMessage(Body):
     content: Texts
 
 
-def role_of(message: Any) -> str | None:
-    role = message.get("role") if isinstance(message, dict) else None
-    return f"[{role}]" if role in ("user", "assistant", "system") else None
-
-
 InputMessage = Annotated[
     Annotated[UserMessage, Tag("[user]")]
     | Annotated[AssistantMessage, Tag("[assistant]")]
     | Annotated[SystemMessage, Tag("[system]")],
-    Discriminator(
-        role_of,
-        custom_error_type="message_role",
-        custom_error_message="a message is an object whose role is user, assistant or system",
-    ),
+    told_by("role", ("user", "assistant", "system"), "a message is an object whose role is user, assistant or system"),
 ]
 
 
