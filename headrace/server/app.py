@@ -17,12 +17,10 @@ from headrace.server import (
     derender,
     errors,
     generate,
+    generative_scoring,
     info,
-    messages,
     pooling,
-    responses,
     score,
-    scoring,
     tokens,
     ui,
 )
@@ -30,6 +28,9 @@ from headrace.server.batch import routes as batch
 from headrace.server.batch.batches import Batches
 from headrace.server.context import Context
 from headrace.server.docs import documentation
+from headrace.server.messages import routes as messages
+from headrace.server.responses import routes as responses
+from headrace.server.responses.store import Store
 from headrace.server.routing import GuardedRoute, RequestIdHeader
 from headrace.server.ui.live import Live
 
@@ -49,10 +50,10 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
         responses={"4XX": {"description": "The request can't be served; the error's message says why."}},
     )
     app.state.context = Context(config, engine, registry)
-    app.state.responses = responses.Store(server)
+    app.state.responses = Store(server)
     app.state.abortable = abort.Abortable()
     always = (info, completions, chat, generate, tokens, pooling, score, messages, responses, abort, batch_chat)
-    routers = [room.router for room in (*always, derender, scoring)]
+    routers = [room.router for room in (*always, derender, generative_scoring)]
     if server.max_stored_file_bytes:
         app.state.batches = Batches(config, app)
         routers.append(batch.router)
