@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
 
 from headrace.server.responses.store import Record, Store
-from headrace.server.responses.writer import Event, ResponseWriter, framed
+from headrace.server.responses.writer import ResponseWriter
 from headrace.server.sse import cancelled
 
 
@@ -28,9 +28,9 @@ class Background:
             async with aclosing(self._writer.events()) as events:
                 async for event in events:
                     if record.events is not None:
-                        record.events.append(framed(event))
+                        record.events.append(event)
                         record.tell()
-                        self._store.grow(record, len(record.events[-1]))
+                        self._store.grow(record, len(event))
             self._finish()
         except Exception as error:  # the store is full, or there is a bug
             self._end(self._writer.fail(error))
@@ -40,11 +40,11 @@ class Background:
         if not self._record.response.finished:
             self._end(self._writer.end("cancelled"))
 
-    def _end(self, events: Iterator[Event]) -> None:
-        frames = [framed(event) for event in events]
+    def _end(self, events: Iterator[bytes]) -> None:
+        last = list(events)
         if self._record.events is not None:
-            self._record.events += frames
-        self._store.grow(self._record, sum(map(len, frames)))
+            self._record.events += last
+        self._store.grow(self._record, sum(map(len, last)))
         self._finish()
 
     def _finish(self) -> None:

@@ -17,7 +17,7 @@ from headrace.server.responses.chat import admit_response, chat_request
 from headrace.server.responses.items import Item, input_items
 from headrace.server.responses.schema import ResponsesRequest
 from headrace.server.responses.store import Record, Store
-from headrace.server.responses.writer import ResponseWriter, error_event, framed
+from headrace.server.responses.writer import ResponseWriter, error_event
 from headrace.server.routing import new_router, owner_of
 from headrace.server.sse import EventStream, until_disconnected
 
@@ -142,18 +142,18 @@ def event_stream(frames: AsyncGenerator[bytes, None], place: int = 0) -> EventSt
                 yield frame
 
     def failure(status: int, message: str, param: str | None) -> bytes:
-        return framed(error_event(place, status, message, param))
+        return error_event(place, status, message, param)
 
     return EventStream(counted(), failure=failure, end=b"")
 
 
 async def kept(store: Store, record: Record, writer: ResponseWriter) -> AsyncGenerator[bytes, None]:
-    """A writer's events, framed; the response can be looked up before its last event is told."""
+    """A writer's events; the response can be looked up before its last event is told."""
     async with aclosing(writer.events()) as events:
         async for event in events:
             if record.response.finished and record.response.store:
                 store.add(record)
-            yield framed(event)
+            yield event
 
 
 async def exhausted(frames: AsyncGenerator[bytes, None]) -> None:

@@ -31,7 +31,6 @@ from headrace.server.writer import TokenCounter
 from headrace.types import RequestOutput
 
 logger = logging.getLogger(__name__)
-Event = dict[str, Any]
 ENDS: dict[str | None, Status] = {"length": "incomplete", "abort": "cancelled"}  # by finish reason; others complete it
 REPEATED = (  # fields of a request that its response has too
     *("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id", "prompt_cache_key"),
@@ -40,14 +39,13 @@ REPEATED = (  # fields of a request that its response has too
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}  # of a failed response, by HTTP status
 
 
-def framed(given: Event) -> bytes:
-    return event(given, given["type"])
+def framed(name: str, number: int, fields: dict[str, Any]) -> bytes:
+    return event({"type": name, "sequence_number": number} | fields, name)
 
 
-def error_event(number: int, status: int, message: str, param: str | None) -> Event:
+def error_event(number: int, status: int, message: str, param: str | None) -> bytes:
     """The last event of a stream that breaks for a reason that is not the response's."""
-    code = CODES.get(status, "server_error")
-    return {"type": "error", "sequence_number": number, "code": code, "message": message, "param": param}
+    return framed("error", number, {"code": CODES.get(status, "server_error"), "message": message, "param": param})
 
 
 def response_body(body: ResponsesRequest, job: Job) -> ResponseBody:
@@ -91,8 +89,8 @@ class ResponseWriter:
         self._items: list[GrowingText | GrowingCall] = []  # the last one goes on
         self._logprobs: list[TokenLogprob] = []  # that no event has brought yet
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """All events, each to be used before the next one is asked for. Closing this early aborts the job."""
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """All events, framed. Closing this early aborts the job."""
         response, reason = self.response, None
         yield self._state("created")
         yield self._state(response.status)
@@ -111,7 +109,7 @@ class ResponseWriter:
         for given in last:
             yield given
 
-    def fail(self, error: Exception) -> Iterator[Event]:
+    def fail(self, error: Exception) -> Iterator[bytes]:
         """End because of an error."""
         status, message, _ = describe(error)
         if status == 500:
@@ -120,7 +118,7 @@ class ResponseWriter:
         self.response.error = ResponseError(CODES.get(status, "server_error"), message)
         return self.end("failed")
 
-    def end(self, status: Status) -> Iterator[Event]:
+    def end(self, status: Status) -> Iterator[bytes]:
         """Close what is open; the response is finished when its last event is given."""
         response = self.response
         yield from self._close("completed" if status == "completed" else "incomplete")
@@ -131,7 +129,7 @@ class ResponseWriter:
             response.incomplete_details = {"reason": "max_output_tokens"}
         yield self._state(status)
 
-    def _take(self, output: RequestOutput) -> Iterator[Event]:
+    def _take(self, output: RequestOutput) -> Iterator[bytes]:
         self._counter.add(0, output)
         self._num_cached = output.num_cached_tokens or self._num_cached
         (sequence,) = output.outputs
@@ -170,7 +168,7 @@ class ResponseWriter:
 
     # -- events -----------------------------------------------------------------------------------------------------
 
-    def _open(self, part: Part) -> Iterator[Event]:
+    def _open(self, part: Part) -> Iterator[bytes]:
         self._kinds.append(part.kind)
         if isinstance(part.kind, int):
             self._items.append(GrowingCall(part.name or "", new_call_id(self._job.reading.short_ids)))
@@ -179,23 +177,23 @@ class ResponseWriter:
         self.response.output.append(self._items[-1].item)
         yield from self._steps(self._items[-1].begin())
 
-    def _close(self, status: ItemStatus) -> Iterator[Event]:
+    def _close(self, status: ItemStatus) -> Iterator[bytes]:
         if self._items:
             logprobs: list[TokenLogprob] = []
             if self._kinds[-1] == "content":
                 logprobs, self._logprobs = self._logprobs, []  # of tokens without text
             yield from self._steps(self._items[-1].end(status, logprobs))
 
-    def _steps(self, steps: Iterator[Step]) -> Iterator[Event]:
+    def _steps(self, steps: Iterator[Step]) -> Iterator[bytes]:
         for name, fields in steps:
             yield self._event(name, fields)
 
-    def _event(self, name: str, fields: Event) -> Event:
+    def _event(self, name: str, fields: dict[str, Any]) -> bytes:
         return self._numbered(name, {"output_index": len(self.response.output) - 1} | fields)
 
-    def _state(self, status: str) -> Event:
+    def _state(self, status: str) -> bytes:
         return self._numbered(status, {"response": self.response})
 
-    def _numbered(self, name: str, fields: Event) -> Event:
+    def _numbered(self, name: str, fields: dict[str, Any]) -> bytes:
         self._number += 1
-        return {"type": f"response.{name}", "sequence_number": self._number - 1} | fields
+        return framed(f"response.{name}", self._number - 1, fields)
