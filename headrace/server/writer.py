@@ -72,10 +72,13 @@ class TokenCounter:
         self.continuous = forced or bool(self.at_end and options and options.continuous_usage_stats)
         self._with_details = server.enable_prompt_tokens_details
         self._marks, self._job = job.context.marks, job
-        self._prompt_tokens: dict[int, int] = {}
-        self._cached_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}  # by prompt
         self._completion_tokens = 0
         self._thinkers: dict[tuple[int, int], Thinker | None] = {}  # by prompt and sequence
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(self._cached_tokens.values())
 
     @property
     def reasoning_tokens(self) -> int:
@@ -83,7 +86,6 @@ class TokenCounter:
 
     def add(self, prompt: int, output: RequestOutput, *, count_completion: bool = True) -> None:
         """``output`` holds the tokens that are new since the last one of this prompt."""
-        self._prompt_tokens[prompt] = len(output.prompt_token_ids)
         if output.num_cached_tokens is not None:
             self._cached_tokens[prompt] = output.num_cached_tokens
         if count_completion:
@@ -94,10 +96,10 @@ class TokenCounter:
             self._completion_tokens += output.num_rejected_tokens
 
     def usage(self) -> Usage:
-        prompt_tokens = sum(self._prompt_tokens.values())
+        prompt_tokens = sum(map(len, self._job.prompts))
         usage = Usage(prompt_tokens, prompt_tokens + self._completion_tokens, self._completion_tokens)
         if self._with_details:
-            usage.prompt_tokens_details = PromptTokensDetails(sum(self._cached_tokens.values()))
+            usage.prompt_tokens_details = PromptTokensDetails(self.cached_tokens)
         if self._marks is not None:
             usage.completion_tokens_details = CompletionTokensDetails(self.reasoning_tokens)
         return usage

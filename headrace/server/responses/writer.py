@@ -81,7 +81,6 @@ class ResponseWriter:
         self._job = job
         self._answers = Answers(job.reading)
         self._counter = TokenCounter(body, job)
-        self._num_cached = 0
         self._encrypt = body.includes(ENCRYPTED)
         self._name = token_namer(job.context, body)
         self._number = 0  # of the next event
@@ -131,7 +130,6 @@ class ResponseWriter:
 
     def _take(self, output: RequestOutput) -> Iterator[bytes]:
         self._counter.add(0, output)
-        self._num_cached = output.num_cached_tokens or self._num_cached
         (sequence,) = output.outputs
         piece = self._answers.piece(sequence)
         if sequence.logprobs is not None and self._brings_content(piece):
@@ -157,13 +155,13 @@ class ResponseWriter:
         return any(part.kind == "content" for part in piece.parts)
 
     def _usage(self) -> ResponseUsage:
-        num_input, num_output = len(self._job.prompts[0]), self._counter.usage().completion_tokens
+        usage = self._counter.usage()
         return ResponseUsage(
-            input_tokens=num_input,
-            input_tokens_details=InputDetails(self._num_cached),
-            output_tokens=num_output,
+            input_tokens=usage.prompt_tokens,
+            input_tokens_details=InputDetails(self._counter.cached_tokens),
+            output_tokens=usage.completion_tokens,
             output_tokens_details=OutputDetails(self._counter.reasoning_tokens),
-            total_tokens=num_input + num_output,
+            total_tokens=usage.total_tokens,
         )
 
     # -- events -----------------------------------------------------------------------------------------------------
