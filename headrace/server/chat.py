@@ -68,7 +68,7 @@ async def admit_chat(request: Request, body: ChatRequest, prefix: str = "chatcmp
         add_special_tokens=body.add_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
-    return replace(job, text=prompt, reading=reading)
+    return replace(job, reading=reading)
 
 
 def reading_of(
@@ -139,7 +139,7 @@ class ChatWriter(Writer):
         self._body = body
         self._name = token_namer(job.context, body)
         self._answers = Answers(job.reading)
-        self._prompt_text: str | UnsetType = job.text if body.return_prompt_text else UNSET
+        self._prompt_text = (job.admitted[0].text or "") if body.return_prompt_text else UNSET
         last = body.messages[-1]
         self._role = "assistant" if body.add_generation_prompt else str(last["role"])
         echoed = body.echo and last["role"] == self._role

@@ -144,10 +144,10 @@ class CompletionWriter(Writer):
         )
 
     def _prompt_text(self, prompt: int) -> str:
-        given = (self._body.prompt or [])[prompt]  # of embeddings nothing is echoed
-        if isinstance(given, str) and self._body.truncate_prompt_tokens is None:
-            return given
-        return self.job.context.engine.tokenizer.decode(self.job.prompts[prompt], skip_special_tokens=False)
+        given = self.job.admitted[prompt]
+        if given.text is not None and self._body.truncate_prompt_tokens is None:
+            return given.text
+        return self.job.context.engine.tokenizer.decode(given.token_ids, skip_special_tokens=False)
 
     def _logprobs(
         self, prompt: int, sequence: CompletionOutput, token_ids: list[int], index: int, *, echo: bool

@@ -41,7 +41,6 @@ class Job:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
-    text: str = ""  # a chat's prompt
     reading: Reading = field(default_factory=Reading)  # how a chat's answers are read
 
     @property

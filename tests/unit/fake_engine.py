@@ -124,7 +124,7 @@ class FakeEngine:
         ids = ids[-truncate_prompt_tokens:] if truncate_prompt_tokens else ids
         check_params(params, len(ids), self.config, self.info)
         self.prepared.append(ids)
-        return Admitted(None, ids, params)
+        return Admitted(prompt if isinstance(prompt, str) else None, ids, params)
 
     async def run(self, admitted: Admitted, request_id: str, **options: Any) -> AsyncGenerator[RequestOutput, None]:
         prompt, params = admitted.token_ids, admitted.params
