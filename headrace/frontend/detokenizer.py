@@ -20,6 +20,10 @@ class Detokenizer:
         self._num_tokens = 0
         self._hold = 0 if self._include_stop else max(map(len, params.stop), default=1) - 1
         self._num_given = 0
+        spaced = params.skip_special_tokens or params.spaces_between_special_tokens
+        added = {} if spaced else tokenizer.hf.added_tokens_decoder
+        self._close_set = {token_id: token.content for token_id, token in added.items()}  # no space between two of them
+        self._last_token = -1
         kind = _Stream if tokenizer.hf.is_fast else _Window
         self._decode = kind(tokenizer, prompt_token_ids[-PROMPT_TAIL:], params.skip_special_tokens)
 
@@ -30,7 +34,9 @@ class Detokenizer:
         for token_id in token_ids[:-1] if ends and not self._include_stop else token_ids:
             self._num_tokens += 1
             before = len(self.text)
-            self.text += self._decode(token_id)
+            text = self._decode(token_id)
+            self.text += self._close_set.get(token_id, text) if self._last_token in self._close_set else text
+            self._last_token = token_id
             if self._stop and self._num_tokens > self._min_tokens and self._find_stop(before):
                 return True
         return False

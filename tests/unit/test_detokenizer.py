@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from headrace.config import Config
 from headrace.frontend.detokenizer import Detokenizer, _Window
@@ -67,6 +70,17 @@ def test_bytes_that_become_no_character_do_not_stop_the_text(tokenizer: Tokenize
     broken = tokenizer.encode("🌫")[:1]
     pieces, _ = feed(new(tokenizer), broken * 7 + tokenizer.encode(" and on it goes"))
     assert "".join(pieces).endswith(" on it goes")
+
+
+@pytest.mark.parametrize(("spaced", "text"), [(True, "a <x> <y> a <x>"), (False, "a <x><y> a <x>")])
+def test_special_tokens_in_a_row(spaced: bool, text: str) -> None:
+    """Of a tokenizer that puts a space between any two tokens."""
+    fast = FastTokenizer(WordLevel({"a": 0, "<x>": 1, "<y>": 2}, unk_token="a"))
+    fast.add_special_tokens(["<x>", "<y>"])
+    spacing = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=fast))
+    params = SamplingParams(skip_special_tokens=False, spaces_between_special_tokens=spaced)
+    detokenizer = Detokenizer(spacing, [], params)
+    assert "".join(feed(detokenizer, [0, 1, 2, 0, 1])[0]) == text
 
 
 STOPS: list[tuple[str, list[str], str, str | None]] = [  # text, stop strings, text that remains, the one that hit
