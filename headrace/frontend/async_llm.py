@@ -291,25 +291,20 @@ class AsyncLLM:
 
     def _check_queue(self, num_tokens: int) -> None:
         """Refuse what would wait behind more than the configured number of requests or tokens."""
-        limits = self.config.scheduler
-        waiting = [track for track in self._tracker.tracks.values() if not track.metrics.first_token_ts]
-        over = None
-        # Those that run without a token yet count too, up to the engine's own last count of what waits.
-        if limits.max_num_queued_reqs is not None and len(waiting) >= limits.max_num_queued_reqs + self._num_admitted():
+        most_requests = self.config.scheduler.max_num_queued_reqs
+        most_tokens = self.config.scheduler.max_num_queued_tokens
+        silent = [track for track in self._tracker.tracks.values() if not track.metrics.first_token_ts]
+        num_begun = self.num_unfinished - len(silent)
+        num_running = max(0, self._stats.num_running - num_begun)  # of the silent ones, by the engine's last word
+        if most_requests is not None and len(silent) - num_running >= most_requests:
             over = "max_num_queued_reqs"
-        elif limits.max_num_queued_tokens is not None:
-            queued = sum(len(track.admitted.token_ids) for track in waiting)
-            if queued + num_tokens > limits.max_num_queued_tokens:
-                over = "max_num_queued_tokens"
-        if over:
-            for observer in self.observers:
-                observer.on_rejected(over)
-            raise QueueFullError(f"The queue is full (--{over.replace('_', '-')}); try again soon.")
-
-    def _num_admitted(self) -> int:
-        """Requests that wait for their first token but run already, by the engine's last word."""
-        started = sum(1 for track in self._tracker.tracks.values() if track.metrics.first_token_ts)
-        return max(0, self._stats.num_running - started)
+        elif most_tokens is not None and sum(len(t.admitted.token_ids) for t in silent) + num_tokens > most_tokens:
+            over = "max_num_queued_tokens"
+        else:
+            return
+        for observer in self.observers:
+            observer.on_rejected(over)
+        raise QueueFullError(f"The queue is full (--{over.replace('_', '-')}); try again soon.")
 
     # -- the engine -------------------------------------------------------------------------------------------------
 

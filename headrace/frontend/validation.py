@@ -121,9 +121,8 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
     _check_sizes(params)
     if params.allowed_token_ids is not None and not 1 <= len(params.allowed_token_ids) <= info.vocab_size:
         raise RequestError("allowed_token_ids must hold at least one token, and no more than all.", "allowed_token_ids")
-    _check_ids(params.allowed_token_ids or (), info.vocab_size, "allowed_token_ids")
-    _check_ids(params.logit_bias or (), info.vocab_size, "logit_bias")
-    _check_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+    for name in ("allowed_token_ids", "logit_bias", "stop_token_ids"):
+        _check_ids(getattr(params, name) or (), info.vocab_size, name)
     for value in (params.logit_bias or {}).values():
         if not -100 <= value <= 100:
             raise RequestError(f"logit_bias values must be in [-100, 100], got {value}.", "logit_bias")
@@ -229,10 +228,7 @@ def check_conversation(
 ) -> None:
     """Raise ``RequestError`` if there is too much of something, before any work is done on it."""
     check_messages(messages)
-    for name, given, most in (
-        ("tools", tools, MAX_TOOLS),
-        ("documents", documents, MAX_DOCUMENTS),
-    ):
+    for name, given, most in (("tools", tools, MAX_TOOLS), ("documents", documents, MAX_DOCUMENTS)):
         if given and len(given) > most:
             raise RequestError(f"There can be at most {most} {name}, got {len(given)}.", name)
     if template_kwargs:

@@ -8,6 +8,7 @@ format before that point, or after a call, is content. White space between parts
 import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import regex
@@ -123,9 +124,9 @@ class Parser:
         for section in self._unmarked:
             if (yield from self._section(section)):
                 break
-        while marker := (yield from reader.until(self._markers, self._say_content)):
+        while marker := (yield from reader.until(self._markers, partial(self._say, "content"))):
             if not (yield from self._part(marker)):
-                self._say_content(reader.text[reader.at])
+                self._say("content", reader.text[reader.at])
                 reader.at += 1
 
     def _first_reasoning(self, format: ReasoningFormat) -> Reading[None]:
@@ -133,7 +134,7 @@ class Parser:
         started = yield from self._reader.match(rf"\s*(?:{starts})")
         if started or self._inside:
             self._border()
-            end = yield from self._reader.until(format.ends, self._say_reasoning)
+            end = yield from self._reader.until(format.ends, partial(self._say, "reasoning"))
             self._reader.at += len(end)
             self._border()
 
@@ -152,8 +153,7 @@ class Parser:
         if not (yield from reader.match(span.begin)):
             return False
         self._border()
-        say = self._say_reasoning if span.kind == "reasoning" else self._say_content
-        end = yield from reader.until(span.ends, say)
+        end = yield from reader.until(span.ends, partial(self._say, span.kind))
         self._border()
         if end not in self._markers:
             reader.at += len(end)
@@ -297,27 +297,21 @@ class Parser:
         if self._most_calls is None or index < self._most_calls:
             self._piece.add(index, text)
 
-    def _say_content(self, text: str) -> None:
-        self._piece.add("content", self._said("content", text))
-
-    def _say_reasoning(self, text: str) -> None:
-        self._piece.add("reasoning", self._said("reasoning", text))
-
-    def _said(self, kind: str, text: str) -> str:
-        """``text`` as it is given out: space at its end waits for what follows, and parts of a kind stay apart."""
+    def _say(self, kind: Literal["reasoning", "content"], text: str) -> None:
+        """Give text out, but for space at its end, which waits for what follows. Parts of a kind stay apart."""
         text = self._space + text
-        kept = text.rstrip()
-        self._space = text[len(kept) :]
-        if not kept:
-            return ""
+        said = text.rstrip()
+        self._space = text[len(said) :]
+        if not said:
+            return
         if self._open != kind:
             if kind not in self._kinds:
-                kept = kept.lstrip()
-            elif not kept[0].isspace():
-                kept = "\n" + kept
+                said = said.lstrip()
+            elif not said[0].isspace():
+                said = "\n" + said
         self._kinds.add(kind)
         self._open = kind
-        return kept
+        self._piece.add(kind, said)
 
     def _border(self) -> None:
         """Another part begins or ends here; the space in front of it is nobody's."""
