@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from headrace.config import Config
-from headrace.engine.process import LENGTH_BYTES, Boot
+from headrace.engine.process import Boot
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.models.source import ModelFiles
 from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Profiled, Progress, Shutdown, ToEngine
@@ -53,9 +53,8 @@ class EngineProcess:
         engine = cls(process, directory, zmq.asyncio.Context())
         try:
             boot = Boot(config.to_json(), files, _address(directory, "in"), _address(directory, "out"))
-            message = msgspec.msgpack.encode(boot)
             assert process.stdin is not None  # it is a pipe
-            process.stdin.write(len(message).to_bytes(LENGTH_BYTES, "little") + message)
+            process.stdin.write(msgspec.json.encode(boot) + b"\n")
             await process.stdin.drain()
             info = None
             while info is None:

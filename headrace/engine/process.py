@@ -26,11 +26,10 @@ from headrace.types import Abort, Fatal, FromEngine, Profile, ResetPrefixCache, 
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 NEW_OBJECTS = 100_000  # between two garbage collections: they hold a step up, and look through all that requests hold
-LENGTH_BYTES = 4  # of the length that precedes the boot message on stdin
 
 
 class Boot(msgspec.Struct):
-    """What the parent tells the new process."""
+    """What the parent tells the new process: a line of JSON."""
 
     config: bytes
     files: ModelFiles
@@ -43,8 +42,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the parent decides when to stop: it may have requests to finish
-    length = int.from_bytes(sys.stdin.buffer.read(LENGTH_BYTES), "little")
-    boot = msgspec.msgpack.decode(sys.stdin.buffer.read(length), type=Boot)
+    boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     config = Config.from_json(boot.config)
     configure(config.server.uvicorn_log_level, config.server.log_config_file, shares_terminal=True)

@@ -318,8 +318,6 @@ class AsyncLLM:
                         self._profiled.set_result(message)
         except EngineDeadError as error:
             self._die(str(error))
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # a bug here must not leave requests waiting for ever
             self._die(f"The reader of the engine's messages failed: {type(error).__name__}: {error}")
             raise

@@ -83,8 +83,9 @@ class LLM:
         """
         many = _as_list(prompts)
         params = self._params(sampling_params, len(many))
-        each = zip(many, params, priority or [0] * len(many), strict=True)
-        return self._run([self._track(*one) for one in each], use_tqdm)
+        urgency = _one_each(priority or 0, len(many), "priorities")
+        tracks = [self._track(*one) for one in zip(many, params, urgency, strict=True)]
+        return self._run(tracks, use_tqdm)
 
     def chat(
         self,
@@ -173,7 +174,7 @@ class LLM:
         import torch
 
         many = _as_list(prompts)
-        each = _one_each(pooling_params or PoolingParams(), len(many), "pooling")
+        each = _one_each(pooling_params or PoolingParams(), len(many), "pooling parameters")
         prepared = [(prompt, one.clone(task=pooling_task or one.task)) for prompt, one in zip(many, each, strict=True)]
         outputs = self._pool(prepared, use_tqdm)
         for output in outputs:
@@ -281,7 +282,7 @@ class LLM:
         return self._engine
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        return _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling")
+        return _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling parameters")
 
     def _track(
         self, prompt: Prompt, params: SamplingParams, priority: int = 0, *, add_special_tokens: bool = True
@@ -330,11 +331,11 @@ def _name(processor: Any) -> Any:
 
 
 def _one_each(given: T | Sequence[T], count: int, kind: str) -> list[T]:
-    """Parameters for each of ``count`` prompts: the same for all, or as many as there are prompts."""
+    """What each of ``count`` prompts has: all the same, or as many as there are prompts."""
     if not isinstance(given, Sequence):
         return [given] * count
     if len(given) != count:
-        raise RequestError(f"There are {count} prompts but {len(given)} {kind} parameters.")
+        raise RequestError(f"There are {count} prompts but {len(given)} {kind}.")
     return list(given)
 
 

@@ -137,6 +137,13 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         raise RequestError("top_k must be less than 2**31.", "top_k")
 
 
+def check_priority(priority: int, config: Config) -> None:
+    if priority and config.scheduler.scheduling_policy != "priority":
+        raise RequestError(
+            "priority needs a server (or LLM) that was started with --scheduling-policy priority.", "priority"
+        )
+
+
 def check_embeds_enabled(config: Config) -> None:
     if not config.model.enable_prompt_embeds:
         raise RequestError(

@@ -11,7 +11,7 @@ import zmq.asyncio
 
 from headrace.config import Config
 from headrace.engine.client import EngineProcess
-from headrace.errors import EngineDeadError
+from headrace.errors import EngineDeadError, RequestError
 from headrace.frontend.async_llm import AsyncLLM
 from headrace.frontend.door import Door
 from headrace.frontend.tokenizer import Tokenizer
@@ -74,6 +74,15 @@ async def test_a_stream_that_is_behind_gets_all_tokens_at_once(slow: bool) -> No
         outputs += [output async for output in stream]
     given = [(output.outputs[0].text, list(output.outputs[0].token_ids), output.finished) for output in outputs]
     assert given == [("B", [66], False), ("CDEF", [67, 68, 69, 70], True)]
+
+
+async def test_priorities_are_refused_where_they_mean_nothing() -> None:
+    process, config = ScriptedProcess(), Config()
+    door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
+    async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
+        with pytest.raises(RequestError, match="--scheduling-policy priority"):
+            await anext(llm.generate([65], SamplingParams(), priority=1))
+        assert not llm.num_unfinished and process.sent.empty()
 
 
 async def test_an_engine_process_hands_over_all_it_has_said_before_it_died(tmp_path: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from headrace import LLM
+from headrace import LLM, SamplingParams
 from headrace.errors import RequestError
 
 
@@ -14,3 +14,8 @@ from headrace.errors import RequestError
 def test_what_is_no_prompt_is_named(method: Callable[..., Any], given: Any) -> None:
     with pytest.raises(RequestError, match=f"is a .*list of .*, got {given}"):
         method(LLM.__new__(LLM), given)
+
+
+def test_priorities_are_one_a_prompt() -> None:
+    with pytest.raises(RequestError, match=r"There are 2 prompts but 1 priorities\."):
+        LLM.__new__(LLM).generate(["a", "b"], SamplingParams(), priority=[1])
