@@ -149,7 +149,24 @@ def test_stop_ends_the_work(server: Server, browser: Any) -> None:
         visit.page.click("#stop")
         visit.page.locator(".note").filter(has_text="Stopped.").wait_for()
         assert visit.answer()
+        assert visit.page.evaluate("document.activeElement.id") == "draft"
         server.wait_metric("vllm:num_requests_running", 0)
+        assert not visit.complaints
+
+
+def test_what_was_written_outlives_a_reload(server: Server, browser: Any) -> None:
+    with Visit(browser, server) as visit:
+        page = visit.page
+        visit.set(temperature=1, seed=3)
+        visit.ask("Tell a very long story about a river, with all its towns.")
+        page.locator(".message.writing .stats").filter(has_text=re.compile(r"\d\d tokens")).wait_for()
+        page.reload()
+        page.locator(".note").filter(has_text="Stopped.").wait_for()
+        assert visit.answer()
+        page.get_by_text("connection broke").wait_for(state="detached")
+        server.wait_metric("vllm:num_requests_running", 0)
+        page.locator(".message.assistant").get_by_role("button", name="Regenerate").click()
+        page.locator(".message.writing").wait_for()
         assert not visit.complaints
 
 

@@ -228,7 +228,10 @@ function listen() {
     event.preventDefault();
     $("composer").requestSubmit();
   };
-  $("stop").onclick = () => running?.abort.abort();
+  $("stop").onclick = () => {
+    running?.abort.abort();
+    if (!touch()) $("draft").focus(); // the button is about to go
+  };
   $("new").onclick = startNew;
   $("delete-all").onclick = removeAll;
   $("show-settings").onclick = () => $("settings").showModal();
@@ -250,6 +253,12 @@ function listen() {
   };
   $("shade").onclick = closeSidebar;
   addEventListener("keydown", (event) => event.key === "Escape" && closeSidebar());
+  addEventListener("pagehide", () => {
+    if (!running) return;
+    running.answer.note = "Stopped.";
+    keep(running.conversation); // now: what follows an abort may come too late
+    running.abort.abort();
+  });
   store.onChange(() => {
     const others = store.load().filter(({ id }) => id !== current.id && id !== running?.conversation.id);
     const mine = conversations.filter((one) => one === current || one === running?.conversation);

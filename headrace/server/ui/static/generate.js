@@ -37,7 +37,7 @@ export async function generate(model, conversation, answer, signal, changed) {
     }
     if (!answer.content && !answer.error) answer.note ??= "The model answered nothing.";
   } catch (error) {
-    if (error.name === "AbortError") answer.note = "Stopped.";
+    if (signal.aborted) answer.note = "Stopped.";
     else if (error instanceof ServerError) answer.error = error.message;
     else throw error;
   }
