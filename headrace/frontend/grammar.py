@@ -113,7 +113,8 @@ def _fault(text: str) -> str:
     if reason.startswith("NoExtension"):
         reason = "nothing satisfies it"
     reason = next((line for line in details if line.startswith("error:")), reason)  # a regex's is told on many lines
-    return f"The grammar can't be used: {reason.removeprefix('error: ')[:300].rstrip('.')}."
+    reason = reason.removeprefix("error: ").partition("; following special tokens")[0]  # which are not the model's
+    return f"The grammar can't be used: {reason[:300].rstrip('.')}."
 
 
 # -- spellings ------------------------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def test_forms(form: dict[str, Any], good: str, bad: str) -> None:
         ({"regex": "(a"}, "unclosed group"),
         ({"regex": "a" * 200_000}, "at most 131072"),
         ({"grammar": "start: nobody"}, "unknown name"),
+        ({"grammar": "start: <|im_end|>"}, r'unknown special token: "<\|im_end\|>"\.$'),
         ({"grammar": "root ::= " + "(" * 50_000}, "nested too deeply"),
         ({"grammar": 'root ::= "a'}, "can't be read"),
         ({"structural_tag": {"structures": [], "triggers": []}}, "at least one tag"),
