@@ -24,19 +24,14 @@ router = new_router()
 
 @router.get("/health", tags=["server"], response_class=Response)
 @router.head("/health", include_in_schema=False)
+@router.get("/ping", tags=["server"], operation_id="ping", response_class=Response)
+@router.head("/ping", include_in_schema=False)
+@router.post("/ping", tags=["server"], operation_id="post_ping", response_class=Response)
 async def health(request: Request) -> Response:
     """200 while the engine works; 503 with the reason if it is dead, hangs or drains. Queues nothing."""
     context = context_of(request)
     reason = "The server is shutting down." if context.draining else context.engine.health()
     return Response() if reason is None else json_response(error_body(503, reason), 503)
-
-
-@router.get("/ping", tags=["server"], operation_id="ping", response_class=Response)
-@router.head("/ping", include_in_schema=False)
-@router.post("/ping", tags=["server"], operation_id="post_ping", response_class=Response)
-async def ping(request: Request) -> Response:
-    """The same as /health."""
-    return await health(request)
 
 
 @router.get("/version", tags=["server"])
