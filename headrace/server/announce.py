@@ -63,7 +63,7 @@ def url(config: Config, listener: socket.socket) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def curl_line(config: Config, model: str, listener: socket.socket, task: str = "generate") -> str:
+def curl_line(config: Config, model: str, listener: socket.socket, task: str) -> str:
     """A command that gets from this server what its model is for."""
     path, fields = EXAMPLES[task]
     body = {"model": model} | fields
