@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from headrace.errors import RequestError
 from headrace.frontend.door import Admitted, Prompt
-from headrace.frontend.validation import check_generates
+from headrace.frontend.validation import check_generates, check_priority
 from headrace.server.answers import Reading
 from headrace.server.context import Context, context_of
 from headrace.server.errors import GenerationError
@@ -53,8 +53,7 @@ def check_body(context: Context, body: RequestFields) -> None:
     """Raise RequestError if ``body`` names another model or asks for what is not served."""
     context.served_model(body.model)
     refuse_unsupported(body)
-    if body.priority and context.config.scheduler.scheduling_policy != "priority":
-        raise RequestError("priority needs a server started with --scheduling-policy priority.", "priority")
+    check_priority(body.priority or 0, context.config)
 
 
 def check_generating(context: Context, body: StreamFields) -> None:
