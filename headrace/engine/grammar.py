@@ -40,6 +40,8 @@ def limits() -> LLParserLimits:
 
 def _broken(matcher: LLMatcher) -> str:
     reason, *_ = matcher.get_error().splitlines() or ["no token fits it"]
+    if "doesn't satisfy the grammar" in reason:  # as masks let none such come while there is another
+        return "No token is left: other parameters (bad_words, allowed_token_ids, …) rule out all that the form allows."
     return f"The output can't go on by its grammar: {reason[:300].rstrip('.')}."
 
 

@@ -1,11 +1,12 @@
 """What users ask of an output's form, and the grammar it becomes: checked on bytes, without a model."""
 
+import time
 from typing import Any
 
 import pytest
 
 from headrace.config import Config
-from headrace.engine.grammar import limits
+from headrace.engine.grammar import Grammars, limits
 from headrace.errors import ConfigError, RequestError
 from headrace.frontend.grammar import check_grammar, grammar_of
 from headrace.types import SamplingParams, StructuredOutputsParams
@@ -160,3 +161,14 @@ def test_structural_formats(format: dict[str, Any], good: list[str], bad: list[s
 def test_structural_formats_that_can_not_be_get_a_sentence(format: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         grammar_of(StructuredOutputsParams(structural_tag={"type": "structural_tag", "format": format}))
+
+
+def test_a_token_that_no_mask_allows_shows_that_all_others_were_ruled_out() -> None:
+    from llguidance import LLTokenizer
+
+    grammars = Grammars(lambda: LLTokenizer("byte"), 512, [])
+    grammar = grammars.start(grammar_of(StructuredOutputsParams(choice=["yes"])), False)
+    while not grammar.settle():
+        time.sleep(0.01)
+    assert not grammar.accept(ord("z"))
+    assert grammar.error is not None and "rule out all" in grammar.error
