@@ -359,7 +359,12 @@ CHECKS: dict[str, Check] = {
     },
     **{
         f"linear 64 rows or fewer as {tile.outputs} by {tile.block}, {tile.warps} warps": partial(
-            check_linear, 64 - 5 * i, 150, 1024 - 100 * (i % 2), i < 3, replace_fields(tile, parts=1 + i % 3)
+            check_linear,
+            64 - 62 * i // (len(TILES) - 1),
+            150,
+            1024 - 100 * (i % 2),
+            i < 3,
+            replace_fields(tile, parts=1 + i % 3),
         )
         for i, tile in enumerate(TILES)
     },
