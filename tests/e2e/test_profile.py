@@ -56,9 +56,10 @@ def test_a_server_without_a_profiler_has_no_such_routes(server: Server, capsys: 
     assert "start it with --profiler-config" in capsys.readouterr().err
 
 
-def test_a_commands_own_engine_records(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_commands_own_engine_records(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["profile", "--json", "--out", str(tmp_path), "--skip-steps", "3", "--num-steps", "4", "--"]
-    assert main([*words, "headrace", "generate", "--prompt", "Hi", "--max-tokens", "12", "--temperature", "0"]) == 0
+    command = ["headrace", "generate", "--model", str(tiny), "--prompt", "Hi", "--max-tokens", "12"]
+    assert main([*words, *command, "--temperature", "0"]) == 0
     figures = json.loads(capfd.readouterr().out)
     assert figures["host_gaps"]["steps"] == 4
     assert main(["profile", "--out", str(tmp_path), "--", sys.executable, "-c", "pass"]) == 1

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -346,16 +347,17 @@ def test_a_cache_beyond_the_memory_is_refused() -> None:
         LLM(kv_cache_memory_bytes=1)
 
 
-def test_too_long_a_context_names_one_that_works() -> None:
-    with pytest.raises(ConfigError, match="--max-model-len 4096 needs") as caught:
-        LLM(max_model_len=4096, kv_cache_memory_bytes=20_000_000, dtype="float32")
+def test_too_long_a_context_names_one_that_works(tiny: Path) -> None:
+    options: dict[str, Any] = {"kv_cache_memory_bytes": 1_000_000, "dtype": "float32"}
+    with pytest.raises(ConfigError, match="--max-model-len 2048 needs") as caught:
+        LLM(str(tiny), max_model_len=2048, **options)
     found = re.search(r"use --max-model-len (\d+) or less", str(caught.value))
     assert found is not None
     longest = int(found[1])
     with pytest.raises(ConfigError, match=f"use --max-model-len {longest} or less"):
-        LLM(max_model_len=longest + 1, kv_cache_memory_bytes=20_000_000, dtype="float32")
-    llm = LLM(max_model_len=longest, kv_cache_memory_bytes=20_000_000, dtype="float32")
+        LLM(str(tiny), max_model_len=longest + 1, **options)
+    llm = LLM(str(tiny), max_model_len=longest, **options)
     params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
     [output] = llm.generate([5] * (longest - 3), params, use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 3
-    assert LLM(max_model_len=-1, kv_cache_memory_bytes=20_000_000, dtype="float32").info.max_model_len == longest
+    assert LLM(str(tiny), max_model_len=-1, **options).info.max_model_len == longest

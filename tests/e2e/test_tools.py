@@ -40,11 +40,11 @@ def test_forced_calls_satisfy_their_schemas(client: openai.OpenAI, choice: Any) 
     model = client.models.list().data[0].id
     options = {"model": model, "messages": QUESTION, "tools": TOOLS, "tool_choice": choice, "max_tokens": 200}
     wanted = [options | {"seed": seed, "parallel_tool_calls": bool(seed % 2)} for seed in range(4)]
-    with ThreadPoolExecutor(8) as pool:
-        begun = [pool.submit(ask, client, one) for one in wanted for ask in (streamed, whole)]
-        answers = [(one, answer.result()) for one, answer in zip([o for o in wanted for _ in "ab"], begun, strict=True)]
+    asked = [(ask, one) for one in wanted for ask in (streamed, whole)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda pair: pair[0](client, pair[1]), asked))
     num_finished = 0
-    for one, answer in answers:
+    for (_, one), answer in zip(asked, answers, strict=True):
         reason, calls = answer.choices[0].finish_reason, answer.choices[0].message.tool_calls or []
         assert reason in ("tool_calls", "length")
         assert one["parallel_tool_calls"] or len(calls) <= 1
