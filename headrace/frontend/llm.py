@@ -14,7 +14,7 @@ from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by,
 from headrace.frontend.chat import render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
-from headrace.frontend.pooling import PoolingTrack, compared, matched, pair, score_of
+from headrace.frontend.pooling import PoolingTrack, Scoring
 from headrace.frontend.progress import prompt_progress, startup_progress
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
@@ -28,7 +28,6 @@ from headrace.types import (
     PoolingRequestOutput,
     RequestOutput,
     SamplingParams,
-    ScoringOutput,
 )
 
 T = TypeVar("T")
@@ -213,18 +212,9 @@ class LLM:
 
         A model with a classifier judges each pair; of an embedding model it is the cosine of the two vectors.
         """
-        pairs = matched(_as_list(data_1), _as_list(data_2))
-        params = pooling_params or PoolingParams()
-        if "embed" not in self.info.tasks:
-            prompts = [pair(query, document, self.info, instruction) for query, document in pairs]
-            outputs = self._pool([(prompt, params.clone(task="classify")) for prompt in prompts], use_tqdm)
-            for output in outputs:
-                output.outputs = ScoringOutput(score_of(output.outputs.data))
-            return outputs
-        texts = list(dict.fromkeys(text for two in pairs for text in two))
-        vectors = self._pool([(text, params.clone(task="embed")) for text in texts], use_tqdm)
-        found = dict(zip(texts, vectors, strict=True))
-        return [compared(found[query], found[document]) for query, document in pairs]
+        scoring = Scoring(_as_list(data_1), _as_list(data_2), self.info, instruction)
+        params = (pooling_params or PoolingParams()).clone(task=scoring.task)
+        return scoring.results(self._pool([(prompt, params) for prompt in scoring.prompts], use_tqdm))
 
     def _pooled(
         self,

@@ -1,9 +1,11 @@
 """Pooling requests on their way in and out: pairs of texts as prompts, results as arrays. Knows no engine, no HTTP."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from headrace.errors import RequestError
 from headrace.frontend.observer import Observer
@@ -43,7 +45,37 @@ class PoolingTrack(Track):
         raise TypeError("a pooling request has a result, no outputs")
 
 
-def pair(query: str, document: str, info: EngineInfo, instruction: str | None = None) -> Any:
+class Scoring:
+    """How well queries and documents go together: the ``prompts`` to pool for it, by which ``task``.
+
+    One query goes with every document, or each with its own. A classifier judges each pair; of an embedding model it
+    is the cosine of the two vectors, each text's computed once. Raises ``RequestError`` if their numbers don't match.
+    """
+
+    def __init__(self, queries: list[Any], documents: list[Any], info: EngineInfo, instruction: str | None = None):
+        if not queries or not documents:
+            raise RequestError("There must be at least one query and one document.", "documents")
+        if len(queries) not in (1, len(documents)):
+            raise RequestError(
+                f"There must be one query, or as many as documents; got {len(queries)} and {len(documents)}.", "queries"
+            )
+        each_query = queries * len(documents) if len(queries) == 1 else queries
+        self._pairs = list(zip(each_query, documents, strict=True))
+        if "embed" in info.tasks:
+            self.task, self.prompts = "embed", list(dict.fromkeys([*queries, *documents]))
+        else:
+            self.task = "classify"
+            self.prompts = [_as_prompt(query, document, info, instruction) for query, document in self._pairs]
+
+    def results(self, outputs: Sequence[PoolingRequestOutput]) -> list[PoolingRequestOutput]:
+        """Each pair's outcome, whose ``outputs`` is its score; ``outputs``: what became of the prompts."""
+        if self.task == "classify":
+            return [replace(output, outputs=ScoringOutput(_score_of(output.outputs.data))) for output in outputs]
+        found = dict(zip(self.prompts, outputs, strict=True))
+        return [_compared(found[query], found[document]) for query, document in self._pairs]
+
+
+def _as_prompt(query: str, document: str, info: EngineInfo, instruction: str | None) -> Any:
     """A query and a document as the prompt of a model that judges them together."""
     if info.pair_template is None:
         return (query, document)
@@ -52,20 +84,7 @@ def pair(query: str, document: str, info: EngineInfo, instruction: str | None = 
     return info.pair_template.format(instruction=instruction or INSTRUCTION, query=query, document=document)
 
 
-def matched(queries: list[Any], documents: list[Any]) -> list[tuple[Any, Any]]:
-    """One query with every document, or each with its own. Raises ``RequestError`` if the numbers don't go together."""
-    if not queries or not documents:
-        raise RequestError("There must be at least one query and one document.", "documents")
-    if len(queries) == 1:
-        queries = queries * len(documents)
-    if len(queries) != len(documents):
-        raise RequestError(
-            f"There must be one query, or as many as documents; got {len(queries)} and {len(documents)}.", "queries"
-        )
-    return list(zip(queries, documents, strict=True))
-
-
-def score_of(probabilities: Floats) -> float:
+def _score_of(probabilities: Floats) -> float:
     """The one score of a pair that a classifier has judged. Raises ``RequestError`` if it has several classes."""
     if len(probabilities) != 1:
         raise RequestError(
@@ -74,7 +93,7 @@ def score_of(probabilities: Floats) -> float:
     return float(probabilities[0])
 
 
-def compared(query: PoolingRequestOutput, document: PoolingRequestOutput) -> PoolingRequestOutput:
+def _compared(query: PoolingRequestOutput, document: PoolingRequestOutput) -> PoolingRequestOutput:
     """The cosine of two embeddings as the outcome of both requests together."""
     a, b = query.outputs.data, document.outputs.data
     score = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from headrace.errors import RequestError
-from headrace.frontend.pooling import compared, matched, pair, score_of
+from headrace.frontend.pooling import Scoring
 from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
@@ -89,13 +89,6 @@ async def scored(
     instruction: str | None,
 ) -> tuple[PoolingResult, list[float]]:
     """(all that was computed, a score for each pair)."""
-    info = context_of(request).engine.info
-    pairs = matched(queries, documents)
-    if "embed" not in info.tasks:
-        prompts = [pair(query, document, info, instruction) for query, document in pairs]
-        result = await pooled(request, body, prefix, "classify", prompts)
-        return result, [score_of(output.outputs.data) for output in result.outputs]
-    texts = list(dict.fromkeys(text for two in pairs for text in two))
-    result = await pooled(request, body, prefix, "embed", texts)
-    found = dict(zip(texts, result.outputs, strict=True))
-    return result, [compared(found[query], found[document]).outputs.score for query, document in pairs]
+    scoring = Scoring(queries, documents, context_of(request).engine.info, instruction)
+    result = await pooled(request, body, prefix, scoring.task, scoring.prompts)
+    return result, [one.outputs.score for one in scoring.results(result.outputs)]
