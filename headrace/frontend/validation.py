@@ -153,13 +153,13 @@ def check_embeds_enabled(config: Config) -> None:
 
 def check_embeds_params(params: SamplingParams, truncate_prompt_tokens: int | None) -> None:
     """Raise ``RequestError`` for what needs a prompt's token ids, or would send its embeddings once a step."""
-    asked = {
-        "prompt_logprobs": params.prompt_logprobs is not None,
-        "use_beam_search": params.use_beam_search,
-        "truncate_prompt_tokens": truncate_prompt_tokens is not None,
-    }
-    for name in (name for name, given in asked.items() if given):
-        raise RequestError(f"{name} can't go with prompt_embeds.", name)
+    for name, asked in (
+        ("prompt_logprobs", params.prompt_logprobs is not None),
+        ("use_beam_search", params.use_beam_search),
+        ("truncate_prompt_tokens", truncate_prompt_tokens is not None),
+    ):
+        if asked:
+            raise RequestError(f"{name} can't go with prompt_embeds.", name)
 
 
 def _check_search(params: SamplingParams, config: Config) -> None:
