@@ -109,10 +109,11 @@ def answer_to(url: str, *parts: bytes) -> bytes:
     """What comes back on a connection that sends ``parts`` and then waits for its end."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        for part in parts:
-            connection.sendall(part)
         received = b""
-        with suppress(ConnectionResetError):  # it did not wait for all of ``parts``
+        with suppress(ConnectionResetError, BrokenPipeError):  # it did not wait for all of ``parts``
+            for part in parts:
+                connection.sendall(part)
+        with suppress(ConnectionResetError):
             while data := connection.recv(65_536):
                 received += data
         return received
