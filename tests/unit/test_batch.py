@@ -26,7 +26,7 @@ from headrace.server.batch.job import Job
 from headrace.server.batch.lines import Answer, Line
 from headrace.server.batch.runner import answer_lines
 
-from .test_server import client_of, make
+from .app import client_of, make
 
 CHAT_URL = "/v1/chat/completions"
 LIMIT = 10_000

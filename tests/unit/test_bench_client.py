@@ -17,9 +17,11 @@ CHUNK = b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n\n'
 USAGE = b'{"data": [{"embedding": [1.0]}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}'
 
 
-async def ask(server: ScriptedServer, backend: str = "openai", sample: Sample | None = None) -> Reply:
+async def ask(
+    server: ScriptedServer, backend: str = "openai", sample: Sample | None = None, timeout: float = 10
+) -> Reply:
     reply, api = Reply(), APIS[backend]
-    async with Client(Target(server.url + api.endpoint, backend, {"X-Key": "k"}, timeout=0.3)) as client:
+    async with Client(Target(server.url + api.endpoint, backend, {"X-Key": "k"}, timeout=timeout)) as client:
         await client.send(api.body(sample or Sample("hi", 1, 5)), reply)
     return reply
 
@@ -169,8 +171,9 @@ def answers(status: int, body: bytes) -> Script:
     ],
 )
 async def test_failures(script: Script, reason: str) -> None:
+    timeout = 0.3 if reason.startswith("stalled") else 10
     with ScriptedServer(script) as server, pytest.raises((Lost, BadReply)) as failure:
-        await asyncio.wait_for(ask(server), 20)
+        await asyncio.wait_for(ask(server, timeout=timeout), 20)
     assert str(failure.value).startswith(reason) and (reason.endswith(" ") or str(failure.value) == reason)
 
 

@@ -366,12 +366,13 @@ def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     async def script(call: Call) -> None:
-        if len(server.calls) <= 3:
+        if (number := len(server.calls)) <= 3:
             return await paced(call)
         await call.begin()
         await call.text("x")
-        await asyncio.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        if number == 6:  # three are done, and three have begun
+            await asyncio.sleep(0.5)
+            process.send_signal(signal.SIGINT)
         return await asyncio.sleep(60)
 
     with ScriptedServer(script) as server:

@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from headrace.config import OPTIONS, Config
@@ -21,13 +21,13 @@ from headrace.errors import ConfigError, QueueFullError, RequestError
 from headrace.frontend import grammar, validation
 from headrace.frontend.door import Door
 from headrace.frontend.tokenizer import Tokenizer
-from headrace.server.app import build_app
 from headrace.server.messages.schema import MessagesRequest
 from headrace.server.protocol import CompletionRequest
 from headrace.server.quota import Quota, address_of
 from headrace.server.tls import tls_context
 from headrace.types import MAX_N, SamplingParams
 
+from .app import serving
 from .fake_engine import CharTokenizer, FakeEngine
 from .test_launch import server
 
@@ -127,15 +127,17 @@ WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 def test_a_request_that_does_not_arrive_ends_its_connection() -> None:
     with server(request_arrival_timeout=0.5) as running:
         url = running.url()
-        for parts in (
-            [],
-            [b"GET /version HT"],
-            [HEAD],
-            [HEAD + b"Content-Length: 100\r\n\r\n{"],
-            [HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"],
-            [HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n" % (len(BODY), BODY)],
-        ):
-            assert answer_to(url, *parts).startswith(b"HTTP/1.1 408 Request Timeout\r\n"), parts
+        begun = (
+            b"",
+            b"GET /version HT",
+            HEAD,
+            HEAD + b"Content-Length: 100\r\n\r\n{",
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n" % (len(BODY), BODY),
+        )
+        with ThreadPoolExecutor(len(begun)) as pool:
+            for part, answer in zip(begun, pool.map(lambda part: answer_to(url, part), begun), strict=True):
+                assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n"), part
         long = BODY.replace(b"Say", b"x" * 400_000)
         dripping = [HEAD + b"Content-Length: %d\r\n\r\n" % len(long), *[b"x"] * 10]
         assert answer_to(url, *dripping).startswith(b"HTTP/1.1 408")
@@ -179,9 +181,7 @@ def test_a_million_wrong_entries_are_one_error() -> None:
 
 
 async def test_bodies_of_too_many_values_and_errors_that_repeat_too_much() -> None:
-    config = Config()
-    app = build_app(config, FakeEngine(config), CollectorRegistry())  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+    async with serving() as (client, _):
         headers = {"content-type": "application/json"}
         lists = await client.post("/tokenize", content=b'{"prompt": [' + b"[]," * 1_000_001 + b"1]}", headers=headers)
         packed = await client.post("/tokenize", json={"prompt": "a"}, headers={"content-encoding": "gzip"})

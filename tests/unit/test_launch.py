@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,57 +18,29 @@ from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.server.launch import bind
 from headrace.server.tls import tls_context
-
-# The process: a server whose engine takes a moment for each token, "wait" a minute, and dies of "die".
-PROGRAM = """
-import asyncio, json, sys, types
-sys.path.insert(0, sys.argv[1])
-from unit.fake_engine import FakeEngine
-
-class Engine(FakeEngine):
-    @classmethod
-    async def start(cls, config, on_progress=None):
-        engine = await super().start(config, on_progress)
-        engine.reply, engine.gate = "Hello", lambda: asyncio.sleep(0.1)
-        if config.model.model == "slow":
-            print("starting", file=sys.stderr)
-            await asyncio.sleep(60)
-        return engine
-
-    def run(self, admitted, request_id, **options):
-        prompt = self.tokenizer.decode(admitted.token_ids)
-        if prompt == "die":
-            asyncio.get_running_loop().call_later(0.2, self.die, "It was killed.")
-        if "wait" in prompt:
-            self.gate = lambda: asyncio.sleep(60)
-        return super().run(admitted, request_id, **options)
-
-stub = types.ModuleType("headrace.frontend.async_llm")
-stub.AsyncLLM = Engine
-sys.modules[stub.__name__] = stub
-from headrace.config import Config
-from headrace.server.launch import run_server
-sys.exit(run_server(Config.from_kwargs(**json.loads(sys.argv[2]))))
-"""
-TESTS = Path(__file__).parents[1]
+from tests.unit.launched import FORKS, serve
 
 
 class Server:
     """A running process; ``log`` collects what it writes."""
 
-    def __init__(self, process: "subprocess.Popen[str]"):
-        self.process = process
+    def __init__(self, options: dict[str, Any]):
+        received, sent = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=serve, args=({"host": "127.0.0.1", "port": 0} | options, sent))
+        self.process.start()
+        sent.close()
+        self._lines = os.fdopen(os.dup(received.fileno()))
         self.log: list[str] = []
         self._arrived = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._arrived:
-                self.log.append(line.rstrip("\n"))
-                self._arrived.notify_all()
+        with self._lines as lines:
+            for line in lines:
+                with self._arrived:
+                    self.log.append(line.rstrip("\n"))
+                    self._arrived.notify_all()
 
     def wait_for(self, pattern: str) -> str:
         def found() -> str | None:
@@ -87,23 +57,24 @@ class Server:
         self.wait_for("Application startup complete")
         return self.wait_for("serves fake on ").split(" on ")[-1]
 
-    def exit_code(self) -> int:
-        code = self.process.wait(15)
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def exit_code(self) -> int | None:
+        self.process.join(15)
         self._reader.join(5)
-        return code
+        return self.process.exitcode
 
 
 @contextmanager
 def server(**options: Any) -> Iterator[Server]:
-    arguments = [sys.executable, "-c", PROGRAM, str(TESTS), json.dumps({"host": "127.0.0.1", "port": 0} | options)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        running = Server(process)
-        try:
-            yield running
-        finally:
-            process.kill()
-            running.exit_code()
+    running = Server(options)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.exit_code()
 
 
 STREAM = {"prompt": "Say", "stream": True}
@@ -129,7 +100,7 @@ def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
         with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
             lines = stream.iter_lines()
             first = next(lines)
-            running.process.send_signal(signal.SIGTERM)
+            running.signal(signal.SIGTERM)
             running.wait_for("1 running requests get 30 s")
             refused = httpx.post(f"{url}/v1/completions", json=STREAM)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, 503)
@@ -162,7 +133,7 @@ def test_without_a_timeout_a_signal_ends_running_requests_with_an_error(number: 
         with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
             lines = stream.iter_lines()
             next(lines)
-            running.process.send_signal(number)
+            running.signal(number)
             rest = [line for line in lines if line]
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == 503
         assert rest[-1] == "data: [DONE]"
@@ -176,9 +147,9 @@ def test_a_second_signal_ends_the_drain() -> None:
         with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
             next(lines)
-            running.process.send_signal(signal.SIGTERM)
+            running.signal(signal.SIGTERM)
             running.wait_for("running requests get 600 s")
-            running.process.send_signal(signal.SIGTERM)
+            running.signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert running.exit_code() == 0
 
@@ -201,7 +172,7 @@ def test_the_engines_death_ends_everything() -> None:
 def test_a_signal_while_starting() -> None:
     with server(model="slow") as running:
         running.wait_for("^starting")
-        running.process.send_signal(signal.SIGTERM)
+        running.signal(signal.SIGTERM)
         assert running.exit_code() == 0
 
 

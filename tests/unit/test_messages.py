@@ -23,8 +23,8 @@ from headrace.server.messages.conversation import generating_request
 from headrace.server.messages.schema import MessagesRequest
 from headrace.types import CompletionOutput, StructuredOutputsParams
 
+from .app import call_and_leave, make, serving
 from .fake_engine import MODEL_LEN, FakeEngine
-from .test_server import call_and_leave, make, serving
 from .test_tools import CALLS, SCHEMAS, cut
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"

@@ -13,8 +13,8 @@ from headrace.frontend.parsers.choose import detected, place_of
 from headrace.frontend.parsers.families import REASONING_FORMATS
 from headrace.frontend.parsers.parser import Parser
 
+from .app import CHAT, CHATS, client_of, events, make, serving
 from .fake_engine import CHATML
-from .test_server import CHAT, CHATS, client_of, events, make, serving
 from .test_tools import CALLS, F, read
 
 

@@ -18,8 +18,8 @@ from headrace.server.responses.bodies import ResponseBody
 from headrace.server.responses.items import Message
 from headrace.server.responses.store import Record, Store
 
+from .app import call_and_leave, client_of, make, serving
 from .fake_engine import CHATML, FakeEngine
-from .test_server import call_and_leave, client_of, make, serving
 from .test_tools import CALLS, F_JSON, SCHEMAS
 
 URL = "/v1/responses"

@@ -22,6 +22,8 @@ from headrace.cli.main import main
 from headrace.command import as_typed
 from headrace.errors import HeadraceError
 
+from .scripted_server import Call, ScriptedServer
+
 SERVER = """
 import http.server, json, pathlib, subprocess, sys, time
 port = int(sys.argv[sys.argv.index("--port") + 1])
@@ -185,8 +187,8 @@ def test_largest_rate_that_keeps_an_slo(
 def test_a_sweep_that_is_refused_leaves_no_folder(
     tmp_path: Path, scripts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", int(scripts["url"].rpartition(":")[2]))):
-        assert sweep(tmp_path, scripts, "--rates", "1") == 2
+    with ScriptedServer(Call.end) as taken:
+        assert sweep(tmp_path, scripts | {"serve": f"{scripts['serve']} --port {taken.port}"}, "--rates", "1") == 2
     assert main(["bench", "sweep", "--base-url", scripts["url"], "-o", str(tmp_path), "-e", "trial"]) == 1
     assert main(["bench", "sweep", "--base-url", "x", "-o", str(tmp_path), "-e", "trial"]) == 2
     busy, silent, wrong = capsys.readouterr().err.splitlines()

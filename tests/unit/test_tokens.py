@@ -10,8 +10,8 @@ import pytest
 from headrace.frontend.door import Admitted
 from headrace.types import CompletionOutput, RequestOutput
 
+from .app import CHAT, CHATS, COMPLETIONS, GENERATES, TEXT, client_of, events, make, serving
 from .fake_engine import position
-from .test_server import CHAT, CHATS, COMPLETIONS, GENERATES, TEXT, client_of, events, make, serving
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = 'Hm.<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'

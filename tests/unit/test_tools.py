@@ -19,7 +19,7 @@ from headrace.frontend.parsers.families import REASONING_ALIASES, REASONING_FORM
 from headrace.frontend.parsers.parser import Parser
 from headrace.server.tools import ToolUse
 
-from .test_server import CHATS, client_of, events, make, serving
+from .app import CHATS, client_of, events, make, serving
 
 SCHEMAS: dict[str, Any] = {
     "f": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}},
@@ -192,7 +192,7 @@ def words(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TOOL_FORMATS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)  # of each of some fifteen formats
 @given(data=st.data())
 def test_any_text_however_cut_reads_the_same(name: str, data: st.DataObject) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(fragments(name)), max_size=12)))

@@ -3,34 +3,18 @@
 import asyncio
 import json
 import re
-from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 
-from headrace.config import Config
-from headrace.server.app import build_app
 from headrace.server.ui.live import MAX_STEPS, Live
 from headrace.types import Stats
 
-from .fake_engine import FakeEngine
+from .app import client_of, make
 
 PAGES = ("/", "/dashboard")
 DATA = ("/dashboard/facts", "/dashboard/stream")
 KEY = {"Authorization": "Bearer secret"}
-
-
-def make(**options: Any) -> tuple[FastAPI, FakeEngine]:
-    config = Config.from_kwargs(**options)
-    engine = FakeEngine(config)
-    return build_app(config, engine, CollectorRegistry()), engine  # type: ignore[arg-type]
-
-
-def client_of(app: FastAPI, root_path: str = "") -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=root_path)
-    return httpx.AsyncClient(transport=transport, base_url="http://server")
 
 
 @pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
