@@ -56,13 +56,16 @@ class PacedRunner:
 
 def run_engine(rate: float, max_num_seqs: int) -> None:
     """The engine process as it is, but for the model."""
+    from llguidance import LLTokenizer
+
     from headrace.engine.core import Engine
+    from headrace.engine.grammar import Grammars
     from headrace.engine.scheduler import Limits, Scheduler
 
     def build_engine(*_: Any) -> Engine:
-        scheduler = Scheduler(
-            Limits(MODEL_LEN, max_num_seqs, MODEL_LEN), KVCacheLayout(BLOCK, NUM_BLOCKS, [KVGroup([0], None)], 1), True
-        )
+        limits = Limits(MODEL_LEN, max_num_seqs, MODEL_LEN)
+        layout = KVCacheLayout(BLOCK, NUM_BLOCKS, [KVGroup([0], None)], 1)
+        scheduler = Scheduler(limits, layout, True, Grammars(lambda: LLTokenizer("byte"), 512, []))
         info = EngineInfo(
             *("None", "none", "none", 49_152, MODEL_LEN, [2], BLOCK, NUM_BLOCKS, NUM_BLOCKS * BLOCK, 128.0, {}),
             [LedgerEntry("nothing", 0.0)],

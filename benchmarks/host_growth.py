@@ -13,6 +13,9 @@ import statistics
 import time
 from collections import deque
 
+from llguidance import LLTokenizer
+
+from headrace.engine.grammar import Grammars
 from headrace.engine.kv_cache import KVCache
 from headrace.engine.process import NEW_OBJECTS
 from headrace.engine.request import Request
@@ -34,7 +37,8 @@ def submit(name: object, prompt: list[int]) -> Submit:
 def step_costs(rows: int, steps: int) -> dict[str, float]:
     """Mean microseconds of a plan and of a commit, and of the slowest pair, while ``rows`` requests decode."""
     rng = random.Random(0)
-    scheduler = Scheduler(Limits(8192, rows, MODEL_LEN), layout(rows * (256 + steps) // BLOCK + rows), True)
+    blocks, grammars = layout(rows * (256 + steps) // BLOCK + rows), Grammars(lambda: LLTokenizer("byte"), 512, [])
+    scheduler = Scheduler(Limits(8192, rows, MODEL_LEN), blocks, True, grammars)
     for name in range(rows):
         scheduler.submit(submit(name, rng.choices(range(2, 50_000), k=rng.randrange(100, 200))), 0)
     under_way: deque[Step] = deque()

@@ -270,8 +270,9 @@ class Scheduler:
                     advanced.append(request)
             if position is not None:
                 delta.logprobs = [position]
-            delta.finish_reason, delta.stop_reason = reason, stop
-            self._complete(request, delta)
+            if reason is not None or not request.started:
+                delta.finish_reason, delta.stop_reason = reason, stop
+                self._complete(request, delta)
         self._stats.generation_tokens += len(deltas)
         self._move_on(advanced)
         return deltas
