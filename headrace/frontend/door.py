@@ -190,7 +190,7 @@ class Door:
             prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
         if isinstance(prompt, str):
             return self._text_tokenizer().encode(prompt, add_special_tokens)
-        if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
+        if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:  # booleans are none
             raise RequestError("A prompt is a text or a list of token ids.", "prompt")
         return prompt
 

@@ -76,12 +76,14 @@ async def test_a_stream_that_is_behind_gets_all_tokens_at_once(slow: bool) -> No
     assert given == [("B", [66], False), ("CDEF", [67, 68, 69, 70], True)]
 
 
-async def test_priorities_are_refused_where_they_mean_nothing() -> None:
+async def test_what_is_refused_does_not_reach_the_engine() -> None:
     process, config = ScriptedProcess(), Config()
     door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
     async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
         with pytest.raises(RequestError, match="--scheduling-policy priority"):
             await anext(llm.generate([65], SamplingParams(), priority=1))
+        with pytest.raises(RequestError, match="a list of token ids"):
+            await anext(llm.generate([True], SamplingParams()))
         assert not llm.num_unfinished and process.sent.empty()
 
 
