@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace import LLM, SamplingParams
 from headrace.config import Config
@@ -32,9 +32,12 @@ class Peer:
     def __init__(self) -> None:
         config = Config()
         files = source.resolve(config.model, config.load)
-        self.model = LlamaForCausalLM(source.load_config(files)).eval()
+        self.model = LlamaForCausalLM(LlamaConfig(**source.load_config(files).to_dict())).eval()
         self._parameters = self.model.state_dict()
         load(self, files)
+
+    def accepts(self, checkpoint_name: str) -> bool:
+        return False  # nothing but plain values
 
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
         self._parameters[checkpoint_name].copy_(tensor)

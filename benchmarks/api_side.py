@@ -130,7 +130,7 @@ async def measure(port: int, streams: int, tokens: int) -> dict[str, float]:
     cpu = cpu_seconds(port) - cpu
     chunks = 0
     for _, stream in opened:
-        *parts, last = events(stream.received)
+        *parts, last = events(bytes(stream.received))
         chunks += len(parts)
         assert last["usage"]["completion_tokens"] == tokens and parts[-1]["choices"][0]["finish_reason"] == "length"
     total = streams * tokens

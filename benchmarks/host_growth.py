@@ -42,7 +42,8 @@ def step_costs(rows: int, steps: int) -> dict[str, float]:
     for name in range(rows):
         scheduler.submit(submit(name, rng.choices(range(2, 50_000), k=rng.randrange(100, 200))), 0)
     under_way: deque[Step] = deque()
-    plans, commits = [], []
+    plans: list[float] = []
+    commits: list[float] = []
     while len(plans) < steps:
         started = time.perf_counter()
         step = scheduler.plan()

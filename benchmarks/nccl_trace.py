@@ -31,10 +31,11 @@ def run_rank(rank: int, world: int, out: Path) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", rank=rank, world_size=world, device_id=device)
-    options = {"device": device, "dtype": torch.bfloat16}
-    up = torch.randn(DIM, FFN // world, **options) / 64
-    down = torch.randn(FFN // world, DIM, **options) / 64
-    inputs = {kind: torch.randn(tokens, DIM, **options) for kind, tokens in TOKENS.items()}
+    torch.set_default_device(device)
+    torch.set_default_dtype(torch.bfloat16)
+    up = torch.randn(DIM, FFN // world) / 64
+    down = torch.randn(FFN // world, DIM) / 64
+    inputs = {kind: torch.randn(tokens, DIM) for kind, tokens in TOKENS.items()}
     for x in inputs.values():
         step(x, up, down)
     torch.cuda.synchronize()

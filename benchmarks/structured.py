@@ -40,8 +40,7 @@ def mask_costs(llm: LLM, form: StructuredOutputsParams) -> list[tuple[float, flo
     params = [SamplingParams(max_tokens=100, seed=seed, structured_outputs=form) for seed in range(4)]
     engine = llm._alive
     grammars = engine.scheduler.grammars
-    assert grammars is not None
-    text = llm._door.grammar(params[0])
+    text = llm.door.admit(PROMPT, params[0]).grammar
     assert text is not None
     logits, costs = torch.zeros(1, engine.info.vocab_size), []
     for output in llm.generate([PROMPT] * len(params), params, use_tqdm=False):

@@ -43,7 +43,7 @@ def processes(port: int) -> dict[str, int]:
 async def measure(port: int, count: int) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     pids = processes(port)
-    opened = []
+    opened: list[Any] = []
 
     async def wait_for(total: int) -> None:
         body = {"prompt": [1000] * 8, "max_tokens": 4000, "ignore_eos": True, "stream": True}

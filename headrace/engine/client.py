@@ -20,7 +20,7 @@ from headrace.errors import ConfigError, EngineDeadError
 from headrace.models.source import ModelFiles
 from headrace.types import EngineInfo, Fatal, FromEngine, Outputs, Profiled, Progress, Shutdown, ToEngine
 
-PROGRAM = ("-m", "headrace.engine.process")  # what Python runs as the engine
+PROGRAM: tuple[str, ...] = ("-m", "headrace.engine.process")  # what Python runs as the engine
 STOP_SECONDS = 5.0  # that the engine gets to leave by itself
 
 
