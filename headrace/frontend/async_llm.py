@@ -293,6 +293,8 @@ class AsyncLLM:
         """Refuse what would wait behind more than the configured number of requests or tokens."""
         most_requests = self.config.scheduler.max_num_queued_reqs
         most_tokens = self.config.scheduler.max_num_queued_tokens
+        if most_requests is None and most_tokens is None:
+            return
         silent = [track for track in self._tracker.tracks.values() if not track.metrics.first_token_ts]
         num_begun = self.num_unfinished - len(silent)
         num_running = max(0, self._stats.num_running - num_begun)  # of the silent ones, by the engine's last word
