@@ -47,9 +47,7 @@ class StepInput:
 
     positions: torch.Tensor  # int64 [T]
     groups: tuple[PagedBatch, ...]
-    embeds: tuple[torch.Tensor, torch.Tensor] | None = (
-        None  # of tokens [E] embeddings [E, dim] that came instead of ids
-    )
+    embeds: tuple[torch.Tensor, torch.Tensor] | None = None  # tokens [E] whose embeddings [E, dim] came, no ids
     token_types: torch.Tensor | None = None  # int64 [T], for models that tell texts of a pair apart; None: all 0
 
 

@@ -46,6 +46,7 @@ class Rows:
         self.tables = torch.zeros(num_groups, num_rows + 1, self.max_blocks, dtype=torch.int32, device=device)
         self.floats = torch.zeros(3, num_rows + 1, device=device)  # temperature, top_p, min_p
         self.integers = torch.zeros(2, num_rows + 1, dtype=torch.int64, device=device)  # seed, top_k
+        self.allowed: dict[int, torch.Tensor] = {}  # by row: allowed_token_ids, maybe half of the vocabulary
         self.facts: list[NewRow | None] = [None] * num_rows  # the host's copy of what never changes
         self._wishing: dict[str, set[int]] = {wish: set() for wish in WISHES}
 
@@ -53,6 +54,7 @@ class Rows:
         """Bring the rows up to date with a plan."""
         for index in freed:
             self.facts[index] = None
+            self.allowed.pop(index, None)
             for rows in self._wishing.values():
                 rows.discard(index)
         for row in new_rows:
@@ -81,6 +83,8 @@ class Rows:
         self.tokens[row.row, : len(row.token_ids)] = to_device(token_ids, self.device)
         if row.pooling is not None:
             return  # nothing is sampled
+        if params.allowed_token_ids is not None:
+            self.allowed[row.row] = to_device(torch.tensor(params.allowed_token_ids), self.device)
         floats = torch.tensor([params.temperature, params.top_p, params.min_p])
         self.floats[:, row.row] = to_device(floats, self.device)
         self.integers[:, row.row] = to_device(torch.tensor([row.seed, params.top_k]), self.device)

@@ -70,7 +70,6 @@ class Sampler:
             (lambda scores: scores) if mode.endswith("logits") else (lambda scores: scores.log_softmax(dim=-1))
         )
         self.processors = processors
-        self._allowed: dict[int, tuple[NewRow, torch.Tensor]] = {}  # by row
 
     def plain(self, rows: list[int]) -> bool:
         """Whether ``draw`` alone does all that these rows ask for."""
@@ -127,7 +126,7 @@ class Sampler:
             ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
             row.index_add_(0, ids, to_device(values, row.device))
         if params.allowed_token_ids is not None:
-            allowed = self._allowed_ids(fact)
+            allowed = self.rows.allowed[fact.row]
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
@@ -147,13 +146,6 @@ class Sampler:
         tokens = to_device(torch.tensor(words), row.device)
         matches = (tokens[:, :-1] == self.rows.tokens[fact.row, start:length]).all(dim=1)
         row.scatter_reduce_(0, tokens[:, -1], torch.where(matches, -torch.inf, torch.inf), "amin")
-
-    def _allowed_ids(self, fact: NewRow) -> torch.Tensor:
-        """Its allowed tokens, which may be half of the vocabulary, on the device: brought there once."""
-        known = self._allowed.get(fact.row)
-        if known is None or known[0] is not fact:
-            known = self._allowed[fact.row] = fact, self._ids(fact.params.allowed_token_ids or ())
-        return known[1]
 
     def _penalize(
         self, logits: torch.Tensor, places: Places, chosen: list[int], facts: list[NewRow], longest: int
