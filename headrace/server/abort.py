@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from headrace.server.context import context_of
 from headrace.server.generation import Job, given_id
-from headrace.server.protocol import Body, StreamFields
 from headrace.server.routing import new_router, owner_of
+from headrace.server.schema import Body, StreamFields
 
 router = new_router()
 

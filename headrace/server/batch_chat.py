@@ -12,8 +12,8 @@ from headrace.errors import RequestError
 from headrace.server.bodies import ChatCompletion, Usage, json_response
 from headrace.server.chat import ChatWriter, admit_chat
 from headrace.server.generation import final_outputs
-from headrace.server.protocol import MAX_PROMPTS, ChatRequest
 from headrace.server.routing import new_router
+from headrace.server.schema import MAX_PROMPTS, ChatRequest
 from headrace.types import MAX_N
 
 router = new_router()

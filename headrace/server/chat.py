@@ -29,9 +29,9 @@ from headrace.server.context import Context, context_of
 from headrace.server.generate import as_generate_request
 from headrace.server.generation import Job, admit, check_generating
 from headrace.server.logprobs import chat_logprobs, token_namer
-from headrace.server.protocol import ChatFields, ChatRequest
 from headrace.server.routing import new_router
 from headrace.server.sampling import chat_params
+from headrace.server.schema import ChatFields, ChatRequest
 from headrace.server.sse import event
 from headrace.server.tools import ToolUse, tool_use, warn_unreadable
 from headrace.server.writer import Writer

@@ -23,9 +23,9 @@ from headrace.server.context import Context, context_of
 from headrace.server.generate import as_generate_request
 from headrace.server.generation import Job, admit, check_generating
 from headrace.server.logprobs import completion_logprobs, token_namer
-from headrace.server.protocol import CompletionRequest
 from headrace.server.routing import new_router
 from headrace.server.sampling import completion_params, echo_only
+from headrace.server.schema import CompletionRequest
 from headrace.server.sse import event
 from headrace.server.writer import Writer
 from headrace.types import CompletionOutput, PositionLogprobs, RequestOutput

@@ -22,8 +22,8 @@ from headrace.server.chat import ChatWriter, admit_chat
 from headrace.server.completions import CompletionWriter, admit_completion
 from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, new_id
-from headrace.server.protocol import ChatRequest, CompletionRequest, Count, ModelField
 from headrace.server.routing import new_router
+from headrace.server.schema import ChatRequest, CompletionRequest, Count, ModelField
 from headrace.types import CompletionOutput, Logprob, PositionLogprobs, RequestOutput, SamplingParams
 
 router = new_router()

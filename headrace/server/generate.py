@@ -14,9 +14,9 @@ from headrace.server.bodies import GenerateChoice, Generated, Usage, prompt_logp
 from headrace.server.context import context_of
 from headrace.server.generation import Job, admit, check_generating
 from headrace.server.logprobs import id_logprobs
-from headrace.server.protocol import GenerateRequest, StreamFields
 from headrace.server.routing import new_router
 from headrace.server.sampling import generate_params
+from headrace.server.schema import GenerateRequest, StreamFields
 from headrace.server.sse import event
 from headrace.server.writer import Writer
 from headrace.types import OutputKind, RequestOutput

@@ -20,8 +20,8 @@ from headrace.frontend.validation import check_generates, check_priority
 from headrace.server.answers import Reading
 from headrace.server.context import Context, context_of
 from headrace.server.errors import GenerationError
-from headrace.server.protocol import RequestFields, StreamFields
 from headrace.server.refusals import refuse_unsupported
+from headrace.server.schema import RequestFields, StreamFields
 from headrace.server.sse import cancelled, until_disconnected
 from headrace.types import MAX_N, RequestOutput, SamplingParams
 

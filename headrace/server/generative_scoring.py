@@ -18,9 +18,9 @@ from headrace.server.bodies import Usage, json_response
 from headrace.server.context import context_of
 from headrace.server.errors import GenerationError
 from headrace.server.generation import admit, check_generating, final_outputs
-from headrace.server.protocol import MAX_PROMPTS, StreamFields, TokenId
 from headrace.server.routing import new_router
 from headrace.server.sampling import output_kind_of
+from headrace.server.schema import MAX_PROMPTS, StreamFields, TokenId
 from headrace.types import MAX_N, RequestOutput, SamplingParams
 
 router = new_router()

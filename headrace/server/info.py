@@ -15,8 +15,8 @@ from headrace.server.completions import create_completion
 from headrace.server.context import Context, context_of
 from headrace.server.errors import error_body
 from headrace.server.pooling import ClassifyRequest, EmbeddingRequest, classify, create_embeddings
-from headrace.server.protocol import ChatRequest, CompletionRequest
 from headrace.server.routing import new_router
+from headrace.server.schema import ChatRequest, CompletionRequest
 from headrace.server.score import RerankRequest, ScoreRequest, rerank, score
 
 router = new_router()

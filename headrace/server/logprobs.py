@@ -12,7 +12,7 @@ from headrace.server.bodies import (
     TopLogprob,
 )
 from headrace.server.context import Context
-from headrace.server.protocol import SamplingFields
+from headrace.server.schema import SamplingFields
 from headrace.types import Logprob, PositionLogprobs
 
 TokenName = Callable[[int, Logprob | None], str]

@@ -19,8 +19,8 @@ from headrace.server.chat import rendered
 from headrace.server.context import context_of
 from headrace.server.errors import GenerationError
 from headrace.server.generation import check_body, given_id, log_request, new_id
-from headrace.server.protocol import ChatFields, Count, RequestFields, prompts
 from headrace.server.routing import new_router
+from headrace.server.schema import ChatFields, Count, RequestFields, prompts
 from headrace.server.sse import gathered, until_disconnected
 from headrace.types import PoolingParams, PoolingRequestOutput
 

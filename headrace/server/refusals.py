@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from headrace.errors import RequestError
-from headrace.server.protocol import ModelField
+from headrace.server.schema import ModelField
 
 logger = logging.getLogger(__name__)
 

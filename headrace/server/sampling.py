@@ -10,7 +10,7 @@ import msgspec
 from headrace.config import Config
 from headrace.errors import RequestError
 from headrace.frontend.validation import check_logprobs
-from headrace.server.protocol import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
+from headrace.server.schema import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
 from headrace.server.structured import structured_outputs
 from headrace.types import OutputKind, SamplingParams
 

@@ -15,8 +15,8 @@ from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
 from headrace.server.pooling import PoolingFields, PoolingResult, pooled
-from headrace.server.protocol import Count, listed
 from headrace.server.routing import new_router
+from headrace.server.schema import Count, listed
 
 router = new_router()
 

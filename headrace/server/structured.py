@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import RequestError
-from headrace.server.protocol import SamplingFields
+from headrace.server.schema import SamplingFields
 from headrace.types import StructuredOutputsParams
 
 GUIDED = ("json", "regex", "choice", "grammar", "json_object", "whitespace_pattern")  # as guided_json and so on

@@ -10,8 +10,8 @@ from headrace.errors import RequestError
 from headrace.server.bodies import json_response
 from headrace.server.chat import rendered
 from headrace.server.context import context_of
-from headrace.server.protocol import DetokenizeRequest, TokenizeBody, TokenizeRequest
 from headrace.server.routing import new_router
+from headrace.server.schema import DetokenizeRequest, TokenizeBody, TokenizeRequest
 
 router = new_router()
 info_router = new_router()

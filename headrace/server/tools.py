@@ -9,7 +9,7 @@ from headrace.errors import RequestError
 from headrace.frontend.parsers.families import forced_calls
 from headrace.frontend.parsers.formats import Calls, ReasoningFormat
 from headrace.frontend.validation import check_tool_name
-from headrace.server.protocol import ChatRequest
+from headrace.server.schema import ChatRequest
 
 logger = logging.getLogger(__name__)
 CHOICES = ("none", "auto", "required")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from headrace.engine.thinking import Thinker
 from headrace.server.bodies import CompletionTokensDetails, PromptTokensDetails, Usage, json_response
 from headrace.server.generation import Job, final_outputs, merged_outputs
-from headrace.server.protocol import StreamFields
+from headrace.server.schema import StreamFields
 from headrace.server.sse import DONE, EventStream, StreamFailure, openai_failure
 from headrace.types import RequestOutput
 

@@ -22,8 +22,8 @@ from headrace.frontend import grammar, validation
 from headrace.frontend.door import Door
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.server.messages.schema import MessagesRequest
-from headrace.server.protocol import CompletionRequest
 from headrace.server.quota import Quota, address_of
+from headrace.server.schema import CompletionRequest
 from headrace.server.tls import tls_context
 from headrace.types import MAX_N, SamplingParams
 

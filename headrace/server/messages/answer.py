@@ -8,7 +8,7 @@ from headrace.server.generation import Job
 from headrace.server.messages import bodies
 from headrace.server.messages.blocks import Blocks
 from headrace.server.messages.schema import MessagesRequest
-from headrace.server.protocol import ChatRequest
+from headrace.server.schema import ChatRequest
 from headrace.server.sse import event
 from headrace.server.writer import Writer
 from headrace.types import CompletionOutput, RequestOutput

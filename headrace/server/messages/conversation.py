@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from headrace.errors import RequestError
 from headrace.server.messages import schema
-from headrace.server.protocol import ChatRequest
 from headrace.server.refusals import refuse_unsupported
+from headrace.server.schema import ChatRequest
 
 Message = dict[str, Any]
 BILLING = "x-anthropic-billing-header:"  # Claude Code's first system block: new each time, and no part of the prompt

@@ -14,8 +14,8 @@ from headrace.server.messages.answer import MessageWriter
 from headrace.server.messages.conversation import chat_request, generating_request
 from headrace.server.messages.errors import MessagesRoute, failure
 from headrace.server.messages.schema import CountTokensRequest, MessagesRequest
-from headrace.server.protocol import ChatRequest
 from headrace.server.routing import new_router
+from headrace.server.schema import ChatRequest
 
 router = new_router(MessagesRoute)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from headrace.frontend.validation import check_messages
-from headrace.server.protocol import Body, Count, ModelField
+from headrace.server.schema import Body, Count, ModelField
 
 LEAST_BUDGET = 1024  # tokens, as Anthropic's API has it
 MAX_STOP_SEQUENCES = 64

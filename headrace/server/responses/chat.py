@@ -8,9 +8,9 @@ from headrace.errors import RequestError
 from headrace.server.chat import admit_chat
 from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, check_generating
-from headrace.server.protocol import ChatRequest, SamplingFields
 from headrace.server.responses.items import Item, chat_messages
 from headrace.server.responses.schema import LOGPROBS, ResponsesRequest
+from headrace.server.schema import ChatRequest, SamplingFields
 
 SHARED = {
     "model",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from headrace.errors import RequestError
-from headrace.server.protocol import Body, Count, SamplingFields
+from headrace.server.schema import Body, Count, SamplingFields
 
 LOGPROBS: Final = "message.output_text.logprobs"
 ENCRYPTED: Final = "reasoning.encrypted_content"
