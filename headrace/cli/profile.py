@@ -136,8 +136,8 @@ def run_tool(given: argparse.Namespace) -> int:
 
 def show(given: argparse.Namespace, path: Path, code: int) -> int:
     """Print the figures of the trace in ``path``, leave it for Perfetto, and return ``code``."""
+    from headrace.profiling.read import read_trace
     from headrace.profiling.summary import summarize
-    from headrace.profiling.trace import read_trace
 
     trace = read_trace(path)
     summary = summarize(trace)

@@ -15,6 +15,7 @@ from pathlib import Path
 from headrace.errors import ConfigError
 from headrace.profiling.trace import Activity, Range, Trace, step_at, step_ranges
 
+SUFFIXES = (".sqlite", ".nsys-rep")
 KERNELS, CALLS = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
 ACTIVITIES = {  # tables of what devices did, and what in each row names it
     KERNELS: "(SELECT value FROM StringIds WHERE id = a.demangledName)",

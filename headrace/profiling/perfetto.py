@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from headrace.profiling import nsight
 from headrace.profiling.torch_trace import packed
-from headrace.profiling.trace import NSIGHT_SUFFIXES, Activity, Range, Trace
+from headrace.profiling.trace import Activity, Range, Trace
 
 HOST = 1_000_000  # the process that stands for the host's ranges, above all devices
 
@@ -20,7 +21,7 @@ def write_perfetto(source: Path, trace: Trace, directory: Path) -> Path:
     target = directory / f"{source.name.removesuffix('.gz').removesuffix('.json')}.json.gz"
     if target.exists() and target.samefile(source):
         return target
-    if source.suffix in NSIGHT_SUFFIXES:
+    if source.suffix in nsight.SUFFIXES:
         with gzip.open(target, "wb") as file:
             file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
             file.writelines((b"," if i else b"") + msgspec.json.encode(event) for i, event in enumerate(events(trace)))

@@ -1,21 +1,14 @@
-"""What a trace says of a device's time, whoever recorded it: activities, and the steps they belong to.
-
-Finds out which kind a file is; the readers of each kind are torch_trace.py and nsight.py.
-"""
+"""What a trace says of a device's time, whoever recorded it: activities, and the steps they belong to."""
 
 import bisect
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
-
-from headrace.errors import ConfigError
 
 # The ranges around the launch of a step: ours, and those of vLLM's model runner.
 STEP = re.compile(r"headrace: step |execute_")
 NO_STEP = -1
-NSIGHT_SUFFIXES = (".sqlite", ".nsys-rep")
 
 
 class Activity(NamedTuple):
@@ -46,23 +39,6 @@ class Trace:
     on_device: bool
     steps: Sequence[Range] = ()
     device_names: Sequence[str] = ()
-
-
-def read_trace(path: Path) -> Trace:
-    """The trace in ``path``. Raises ConfigError if it is of no kind that is known, or holds no activity."""
-    if not path.is_file():
-        raise ConfigError(f"there is no trace {path}.")
-    if path.suffix in NSIGHT_SUFFIXES:
-        from headrace.profiling.nsight import read_nsight
-
-        trace = read_nsight(path)
-    else:
-        from headrace.profiling.torch_trace import read_torch_trace
-
-        trace = read_torch_trace(path)
-    if not trace.activities:
-        raise ConfigError(f"{path} holds no kernel, copy or operator: nothing ran while it was recorded.")
-    return replace(trace, activities=in_turn(trace.activities)) if trace.on_device else trace
 
 
 def in_turn(activities: Iterable[Activity]) -> list[Activity]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from headrace import LLM, SamplingParams
+from headrace.profiling.read import read_trace
 from headrace.profiling.summary import summarize
-from headrace.profiling.trace import NO_STEP, read_trace
+from headrace.profiling.trace import NO_STEP
 from tests.models.util import random_model
 
 from .util import NEEDS_GPU

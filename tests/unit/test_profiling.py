@@ -20,8 +20,9 @@ from headrace.config.profiler import VARIABLE
 from headrace.errors import ConfigError, HeadraceError
 from headrace.profiling import capture, tools, torch_trace
 from headrace.profiling.classes import class_of
+from headrace.profiling.read import read_trace
 from headrace.profiling.summary import summarize
-from headrace.profiling.trace import Activity, Trace, in_turn, read_trace
+from headrace.profiling.trace import Activity, Trace, in_turn
 from headrace.runner.profiler import Profiler
 from headrace.types import Plan
 
