@@ -27,7 +27,8 @@ CHECK_SECONDS = 0.9
 CHECK_THREADS = 2
 POLL_SECONDS = 0.002
 CACHED = 128  # verdicts kept
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # between JSON's tokens; a model that loves spaces comes to an end of them
+# Between JSON's tokens: a space, or a new line and its indentation. A model that loves spaces comes to an end of them.
+WHITESPACE = r"[\x20\x09]|\x0D?\x0A[\x20\x09]{0,40}"
 
 
 def grammar_of(wanted: StructuredOutputsParams) -> str:
