@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from headrace.errors import ConfigError
 
@@ -46,7 +47,7 @@ def as_typed(words: Sequence[str]) -> str:
 def flag_value(words: Sequence[str], flag: str) -> str | None:
     """The last value of ``flag`` in a command, as ``--flag value`` or ``--flag=value``; None if absent."""
     found = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip_longest(words, words[1:]):
         if spelled(word) == flag:
             _, equals, value = word.partition("=")
             found = value if equals else following

@@ -20,7 +20,7 @@ WORK_SECONDS = 600.0  # for what takes a while: an answer, the trace of many ste
 def address(text: str) -> str:
     """What a server's routes begin with: ``text`` without a slash, or routes' /v1, at its end.
 
-    Raises ConfigError if it is no http:// or https:// address.
+    Raises ConfigError if it is no such address.
     """
     url = text.rstrip("/").removesuffix("/v1")
     try:
@@ -30,7 +30,9 @@ def address(text: str) -> str:
     except (ValueError, httpx.InvalidURL):  # the first: of the port, or of an IPv6 address
         good = False
     if not good:
-        raise ConfigError(f"{text!r} is no http:// or https:// address.")
+        raise ConfigError(
+            f"{text!r} is no server's address: http:// or https://, a host and perhaps a port, 65535 at most."
+        )
     return url
 
 

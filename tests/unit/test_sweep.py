@@ -120,6 +120,13 @@ def test_suites_by_name(tmp_path: Path, scripts: dict[str, str], capsys: pytest.
     assert_all_gone(tmp_path)
 
 
+def test_a_server_that_runs_already(tmp_path: Path, scripts: dict[str, str]) -> None:
+    flags = ["--bench-cmd", scripts["bench"], "--rates", "1,2", "-o", str(tmp_path), "-e", "trial"]
+    with serving(shlex.split(scripts["serve"]), scripts["url"], tmp_path / "server.log"):
+        assert main(["bench", "sweep", "--base-url", scripts["url"], *flags]) == 0
+    assert len((tmp_path / "trial/summary.csv").read_text().splitlines()) == 1 + 2
+
+
 def test_the_form_of_vllm(tmp_path: Path, scripts: dict[str, str]) -> None:
     (tmp_path / "serve.json").write_text('[{"max_num_seqs": 8}, {"max_num_seqs": 16}]')
     (tmp_path / "bench.json").write_text(
@@ -192,7 +199,7 @@ def test_a_sweep_that_is_refused_leaves_no_folder(
     assert main(["bench", "sweep", "--base-url", scripts["url"], "-o", str(tmp_path), "-e", "trial"]) == 1
     assert main(["bench", "sweep", "--base-url", "x", "-o", str(tmp_path), "-e", "trial"]) == 2
     busy, silent, wrong = capsys.readouterr().err.splitlines()
-    assert "something already answers" in busy and "no server answers" in silent and "'x' is no http://" in wrong
+    assert "something already answers" in busy and "no server answers" in silent and "'x' is no server's" in wrong
     for command in ("serve", "bench"):
         assert sweep(tmp_path, scripts | {command: "nowhere to be found"}, "--rates", "1") == 2
     assert main(["lab", "--out", str(tmp_path / "trial"), "--", "nowhere"]) == 2
