@@ -27,6 +27,7 @@ def listed(one: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 positive = reader(int, lambda value: value > 0, "number above 0")
+port = reader(int, lambda value: 0 < value < 2**16, "port from 1 to 65535")
 natural = reader(int, lambda value: value >= 0, "number from 0 on")
 from_zero = reader(float, lambda value: value >= 0, "number from 0 on")
 rate = reader(float, lambda value: value > 0, "number above 0")  # infinity, too

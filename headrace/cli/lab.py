@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {folder} is not empty: choose a new folder.")
+        raise ConfigError(f"--out {folder} {'is not empty' if folder.is_dir() else 'is a file'}: choose a new folder.")
     lab = Lab(
         folder=folder,
         serve=words_of(arguments.command, "the command after --"),

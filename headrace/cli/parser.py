@@ -13,8 +13,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from headrace.bench.files import unreadable
-from headrace.config import GROUPS, OPTIONS, SPELLINGS, Config, Option, find_option, nearest
+from headrace.config import GROUPS, OPTIONS, SPELLINGS, Config, Option, find_option, nearest, shown
 from headrace.config.profiler import VARIABLE
 from headrace.errors import ConfigError
 
@@ -121,7 +123,7 @@ def normalize(tokens: Iterable[str]) -> list[str]:
 
 def json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
+        return msgspec.json.decode(text)
     except ValueError:
         return text
 
@@ -142,7 +144,7 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def add_options(parser: FlagParser, groups: Iterable[str] = tuple(GROUPS)) -> None:
     """Give ``parser`` the flags of the configuration's ``groups``, the model as its positional, and ``--config``."""
     parser.usage = "%(prog)s [MODEL] [FLAG …]"
-    parser.add_argument("model_argument", nargs="?", metavar="MODEL", help=OPTIONS["model"].facts.help)
+    parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="The model, as --model takes it.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; those on the command line win.")
     for group in groups:
         section = parser.add_argument_group((GROUPS[group].__doc__ or group).rstrip("."))
@@ -174,7 +176,9 @@ def add_option(section: Any, option: Option) -> None:
 
 def describe(option: Option) -> str:
     default = option.default
-    return option.facts.help if default in (None, "", [], {}, False) else f"{option.facts.help} [{default}]"
+    if default in (None, "", [], {}, False):
+        return option.facts.help
+    return f"{option.facts.help} [{'on' if default is True else shown(default).strip()}]"
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

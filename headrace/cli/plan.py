@@ -20,6 +20,7 @@ BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def add_arguments(parser: FlagParser) -> None:
+    parser.usage = "%(prog)s [MODEL] --device NAME [FLAG …]"
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="Hub id, directory, GGUF file, or a shape.")
     parser.add_argument("--device", metavar="NAME", help="h200, l40s, … or cpu for this machine's.")
     parser.add_argument("--device-spec", metavar="FILE", help="JSON or YAML file that describes another device.")

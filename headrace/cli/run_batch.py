@@ -29,7 +29,7 @@ def add_arguments(parser: FlagParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Keep what an earlier run has answered. [true]",
+        help="Keep what an earlier run has answered. [on]",
     )
     add("--response-role", choices=["assistant"], default="assistant", help="The role of chats' answers.")
     add("--enable-metrics", action="store_true", help="Serve Prometheus metrics meanwhile, at --host and --port.")

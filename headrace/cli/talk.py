@@ -5,7 +5,6 @@ Owns the sampling flags that both share; does not know conversations.
 
 import argparse
 import json
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,8 +51,8 @@ class Talker(Protocol):
 def add_arguments(parser: FlagParser) -> None:
     """The flags of both ways and of sampling, then the engine's."""
     parser.add_argument("--url", help="Talk to the server there (http://localhost:8000/v1), not to a model in here.")
-    parser.add_argument("--model-name", metavar="NAME", help="Which of the server's models [its first].")
-    parser.add_argument("--api-key", metavar="KEY", help="The server's API key [$OPENAI_API_KEY].")
+    parser.add_argument("--model-name", metavar="NAME", help="Which of the server's models. [its first]")
+    parser.add_argument("--api-key", metavar="KEY", help="The server's key. [$HEADRACE_API_KEY or $OPENAI_API_KEY]")
     add_sampling(parser)
     add_options(parser, ENGINE_GROUPS)
 
@@ -161,10 +160,10 @@ class Remote:
     def __init__(self, url: str, model: str | None, api_key: str | None, sampling: dict[str, Any]):
         import httpx
 
-        from headrace.remote import address, bearer
+        from headrace import remote
 
-        self._url = address(url if "://" in url else f"http://{url}")
-        headers = bearer(api_key or os.environ.get("OPENAI_API_KEY"))
+        self._url = remote.address(url if "://" in url else f"http://{url}")
+        headers = remote.bearer(api_key or remote.api_key())
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         self._client = httpx.Client(base_url=self._url, headers=headers, timeout=timeout)
         self._model, self._sampling, self._limit = model, sampling, 0

@@ -5,7 +5,6 @@ Owns their reading and checking; does not know what the engine makes of them (th
 """
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ from typing import Any, Self, get_type_hints
 
 import msgspec
 
-from headrace.config.option import Option, options_of
+from headrace.config.option import Option, check_keys, nearest, options_of
 from headrace.config.options import (
+    GENERATION_KEYS,
     MODEL_LEN_THAT_FITS,
     CacheOptions,
     FrontendOptions,
@@ -40,7 +40,9 @@ __all__ = [
     "ProfilerSettings",
     "ServerOptions",
     "find_option",
+    "nearest",
     "profiler_settings",
+    "shown",
 ]
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,7 @@ class Config:
             raise ConfigError(
                 "--long-prefill-token-threshold cuts prompts, which --no-enable-chunked-prefill forbids: leave one out."
             )
+        check_keys("--override-generation-config", model.override_generation_config, GENERATION_KEYS)
         profiler_settings(self.profiling.profiler_config)
         structured_settings(self.frontend.structured_outputs_config)
         for path in model.logits_processors:
@@ -165,12 +168,6 @@ def find_option(name: str) -> Option:
     if known is None:
         raise ConfigError(f"there is no option {name!r}{nearest(name, OPTIONS)}")
     return OPTIONS[known]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence on an unknown name: ``; did you mean X?`` if one of ``known`` is like it, else a stop."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else "."
 
 
 def modernize(values: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ HEAD = """\
 Every option of `headrace serve` and of `LLM(...)`; `make docs` generates this page from `headrace/config/`. On the
 command line `--max-model-len 8192`, in Python `LLM(max_model_len=8192)`, in a `--config` file `max-model-len: 8192`.
 
-- Underscores may stand for dashes (`--max_model_len`), and any unique beginning for the whole (`--gpu-memory-util`).
+- Underscores may stand for dashes (`--max_model_len`), and a unique beginning of two words or more for the whole
+  (`--gpu-memory-util`).
 - Sizes take suffixes: `40k` is 40,000, `40K` is 40,960.
 - A flag that is true or false has a twin: `--no-enable-prefix-caching`.
 - A list takes several words or JSON: `--served-model-name a b`, `--allowed-origins '["*"]'`.

@@ -4,14 +4,15 @@ Owns the facts and the reading of a value from text; does not know which options
 """
 
 import dataclasses
-import json
+import difflib
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.json import decode
 
 from headrace.errors import ConfigError
 
@@ -122,7 +123,7 @@ class Option:
         text = value.strip()
         if self.facts.auto is not None and text.lower() == "auto":
             return self.facts.auto
-        readers: dict[type, Callable[[str], Any]] = {bool: parse_bool, int: int, float: float, dict: json.loads}
+        readers: dict[type, Callable[[str], Any]] = {bool: parse_bool, int: int, float: float, dict: decode}
         if self.facts.size:
             readers[int] = parse_size
         try:
@@ -145,7 +146,7 @@ def split_json_list(value: Any) -> list[Any]:
     """``["a", "b"]`` given as JSON text counts as its entries; anything else as itself."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            parsed = json.loads(value)
+            parsed = decode(value)
         except ValueError:
             return [value]
         return parsed if isinstance(parsed, list) else [value]
@@ -186,10 +187,24 @@ def options_of(groups: dict[str, type]) -> list[Option]:
     ]
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on an unknown name: ``; did you mean X?`` if one of ``known`` is like it, else a stop."""
+    plain = {each.lstrip("-"): each for each in known}  # the dashes of flags would make them all alike
+    match = difflib.get_close_matches(name.lstrip("-"), plain, n=1)
+    return f"; did you mean {plain[match[0]]}?" if match else "."
+
+
+def check_keys(flag: str, value: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ConfigError for a key of an option's JSON object that is not ``known``."""
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{flag} has no key {key!r}{nearest(key, known)} Its keys are {', '.join(known)}.")
+
+
 def settings_in(flag: str, value: dict[str, Any] | None, kind: type[T]) -> T:
     """The JSON object of an option as the struct that declares its keys. Raises ConfigError for what it can't hold."""
+    check_keys(flag, value or {}, kind.__struct_fields__)
     try:
         return msgspec.convert(value or {}, kind)
     except msgspec.ValidationError as error:
-        keys = ", ".join(kind.__struct_fields__)
-        raise ConfigError(f"{flag} can't be used ({error}); its keys are {keys}.") from None
+        raise ConfigError(f"{flag} can't be used: {error}.") from None

@@ -6,6 +6,8 @@ from typing import Any
 from headrace.config.option import option
 
 MODEL_LEN_THAT_FITS = -1  # max_model_len: the largest that the KV cache holds
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+GENERATION_KEYS = (*SAMPLING_KEYS, "max_new_tokens", "do_sample")  # what is made of a generation_config.json
 
 
 @dataclass(frozen=True)

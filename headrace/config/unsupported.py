@@ -16,7 +16,7 @@ OWN_FORMATS = "formats of your own (vLLM's plugins are subclasses of its parsers
 
 @dataclass(frozen=True)
 class ParallelOptions:
-    """Several devices and hosts."""
+    """Several devices and hosts, of which this version uses one: more are refused."""
 
     tensor_parallel_size: int = option(
         1, "Devices that share each layer.", aliases=("-tp", "--tp"), minimum=1, later="tensor parallelism"
@@ -165,8 +165,10 @@ class LegacyOptions:
         None, "Revision of the model's own code.", moot="the model's code comes at the model's --revision"
     )
     max_log_len: int | None = option(None, "Characters logged of a prompt.", moot="prompts are never logged")
-    h11_max_header_count: int = option(256, "Most HTTP headers.", moot="uvicorn's own limits hold")
-    h11_max_incomplete_event_size: int | None = option(None, "Largest HTTP head.", moot="uvicorn's own limits hold")
+    h11_max_header_count: int = option(256, "Most HTTP headers.", moot="it is their size that is limited")
+    h11_max_incomplete_event_size: int | None = option(
+        None, "Largest HTTP head.", moot="a request's head may have some 64 KiB, which no option changes"
+    )
     show_hidden_metrics_for_version: str | None = option(
         None, "Bring renamed metrics back.", moot="old metric names are always served beside the new ones"
     )

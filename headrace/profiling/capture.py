@@ -31,9 +31,12 @@ def run_command(command: Sequence[str], quiet: bool, environment: dict[str, str]
     output = sys.stderr if quiet else None
     with subprocess.Popen(words, env=os.environ | (environment or {}), stdout=output) as process:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:  # which the terminal sent to it as well
-            return process.wait()
+            code = process.wait()
+    if code:
+        print(f"headrace: the command ended with code {code}.", file=sys.stderr)
+    return code
 
 
 def record_command(

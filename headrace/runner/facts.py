@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from headrace.config import MODEL_LEN_THAT_FITS, Config
+from headrace.config.options import SAMPLING_KEYS
 from headrace.device import GIB, total_memory
 from headrace.errors import ConfigError
 from headrace.models.pooling import Pooling
@@ -153,8 +154,7 @@ def _eos_token_ids(text: PretrainedConfig, generation: dict[str, Any]) -> list[i
 
 def _default_sampling(generation: dict[str, Any]) -> dict[str, Any]:
     """Those of the model's advised settings that requests can be given, by SamplingParams' names."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    found = {name: generation[name] for name in names if generation.get(name) is not None}
+    found = {name: generation[name] for name in SAMPLING_KEYS if generation.get(name) is not None}
     if (most := generation.get("max_new_tokens")) is not None:
         found["max_tokens"] = most
     if generation.get("do_sample") is False:

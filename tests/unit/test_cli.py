@@ -78,6 +78,30 @@ def test_flags(words: list[str], expected: dict[str, Any]) -> None:
         (["serve", "--port", "x"], "--port must be a whole number between 0 and 65535, got 'x'."),
         (["serve", "a", "b"], "unexpected argument 'b'." + SERVE_HELP),
         (["serve", "a", "--model", "b"], "two models are named, a and --model b: leave one out."),
+        (["serve", "--hf-overrides", '{"x": NaN}'], "--hf-overrides must be a JSON object, got '{\"x\": NaN}'."),
+        (
+            ["serve", "--override-generation-config", '{"temprature": 1}'],
+            "--override-generation-config has no key 'temprature'; did you mean temperature? Its keys are temperature, "
+            "top_p, top_k, min_p, repetition_penalty, max_new_tokens, do_sample.",
+        ),
+        (["lab", "--out", "/dev/null", "--", "false"], "--out /dev/null is a file: choose a new folder."),
+        (["plan", "--nnodes", "2"], "there is no flag --nnodes. `headrace plan --help` lists all flags."),
+        (
+            ["bench", "sweep", "--nnodes", "2"],
+            "there is no flag --nnodes. `headrace bench sweep --help` lists all flags.",
+        ),
+        (
+            ["bench", "sweep", "run"],
+            "unexpected argument 'run': flags alone may follow, or `serve` and flags.",
+        ),
+        (
+            ["bench", "serve", "--port", "70000"],
+            "--port: '70000' is no port from 1 to 65535. `headrace bench serve --help` lists all flags.",
+        ),
+        (
+            ["bench", "serve", "--extra-body", '{"x": NaN}'],
+            "--extra-body: '{\"x\": NaN}' is no JSON object. `headrace bench serve --help` lists all flags.",
+        ),
         (["serve", "--grpc"], "--grpc needs gRPC, which this version does not have yet: leave it out."),
         (["serve", "--config", "/nowhere.yaml"], "--config /nowhere.yaml can't be read: " + NO_FILE),
         (["srve"], "there is no command 'srve'; did you mean serve? `headrace --help` lists them."),
@@ -88,6 +112,11 @@ def test_flags(words: list[str], expected: dict[str, Any]) -> None:
 def test_errors_are_one_line(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err == f"headrace: error: {sentence}\n"
+
+
+def test_a_profiled_command_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--", "sh", "-c", "exit 3"]) == 3
+    assert capsys.readouterr().err == "headrace: the command ended with code 3.\n"
 
 
 def test_ambiguous_beginning_is_an_error() -> None:

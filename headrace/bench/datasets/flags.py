@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the datasets' flags, and ``--seed`` unless it has one."""
     general = parser.add_argument_group("dataset")
     if "--seed" not in parser._option_string_actions:
-        general.add_argument("--seed", type=int, default=0, metavar="N", help="Of all that is drawn.")
+        general.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of all that is drawn.")
     names = ", ".join(PREFIXES)
     general.add_argument("--dataset-name", type=known, metavar="NAME", help=f"{names}. [random; sharegpt with a file]")
     general.add_argument("--dataset-path", type=existing, metavar="FILE", help="The dataset's file.")

@@ -1,16 +1,16 @@
 """The flags of ``headrace bench serve``, with vLLM's names and defaults, and what they mean for a request."""
 
 import argparse
-import json
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
-from headrace.bench.numbers import from_zero, listed, natural, positive, rate, reader
+from headrace.bench.numbers import from_zero, listed, natural, port, positive, rate, reader
 from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
@@ -31,6 +31,7 @@ ELSEWHERE = {  # flags of vLLM's that are refused, and why
 
 
 def add_arguments(parser: FlagParser) -> None:
+    parser.usage = "%(prog)s [FLAG …]"
     add_server(parser)
     add_load(parser)
     add_request(parser)
@@ -47,7 +48,7 @@ def add_server(parser: FlagParser) -> None:
     add("--backend", "--endpoint-type", default="openai", metavar="API", help="openai-chat, vllm-rerank, …")
     add("--base-url", metavar="URL", help="Address of the server, instead of --host and --port.")
     add("--host", default="127.0.0.1", metavar="NAME", help="Its host.")
-    add("--port", type=positive, default=8000, metavar="N", help="Its port.")
+    add("--port", type=port, default=8000, metavar="N", help="Its port.")
     add("--endpoint", metavar="PATH", help="Route on it. [by --backend]")
     add("--model", metavar="NAME", help="Model to ask for, and its tokenizer. [the first that the server has]")
     add("--served-model-name", metavar="NAME", help="What the server calls the model.")
@@ -55,9 +56,9 @@ def add_server(parser: FlagParser) -> None:
     add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="Which class to load.")
     add("--trust-remote-code", action="store_true", help="Run Python code that comes with the tokenizer.")
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
-    add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Of every request.")
+    add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="For every request.")
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
-    add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Wait so long for the server.")
+    add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Seconds to wait for the server.")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
 
 
@@ -88,17 +89,17 @@ def add_request(parser: FlagParser) -> None:
 
 def add_output(parser: FlagParser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--percentile-metrics", type=metrics, metavar="LIST", help=f"Of {','.join(TITLES)}. [ttft,tpot,itl]")
+    add("--percentile-metrics", type=metrics, metavar="LIST", help=f"{', '.join(TITLES)}. [ttft,tpot,itl]")
     percentile = reader(float, lambda value: 0 <= value <= 100, "percentile between 0 and 100")
-    add("--metric-percentiles", type=listed(percentile), default=[99.0], metavar="LIST", help="[99]")
+    add("--metric-percentiles", type=listed(percentile), default=[99.0], metavar="LIST", help="Of these metrics. [99]")
     many: dict[str, Any] = {"action": "extend", "default": []}
-    add("--goodput", nargs="+", type=promise, metavar="METRIC:MS", help="Count the requests within.", **many)
+    add("--goodput", nargs="+", type=promise, metavar="METRIC:MS", help="Count requests within limits.", **many)
     add("--save-result", action="store_true", help="Write the figures to a JSON file.")
     add("--append-result", action="store_true", help="Add them to the file as a further line.")
-    add("--save-detailed", action="store_true", help="With those of every request, also as .csv and .txt.")
-    add("--result-dir", metavar="DIR", help="Where to. [.]")
+    add("--save-detailed", action="store_true", help="Write those of every request too, also as .csv and .txt.")
+    add("--result-dir", metavar="DIR", help="Where files go. [.]")
     add("--result-filename", metavar="NAME", help="[by backend, rate, model and date]")
-    add("--metadata", nargs="*", type=pair, metavar="K=V", help="Facts to write with them.", **many)
+    add("--metadata", nargs="*", type=pair, metavar="K=V", help="Facts to write into the file.", **many)
     add("--label", metavar="TEXT", help="Name of the run, in the file and in its name.")
     add("--disable-tqdm", action="store_true", help="Show no progress.")
 
@@ -187,7 +188,7 @@ def metrics(text: str) -> list[str]:
 
 def json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = msgspec.json.decode(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -23,41 +23,40 @@ RUNS_OF_SERVE = 3  # vLLM's default for `sweep serve`; a suite has many points, 
 
 def add_arguments(parser: FlagParser) -> None:
     parser.usage = "%(prog)s [serve] [FLAG …]"
-    parser.add_argument("form", nargs="?", choices=["serve"], help="As vLLM has it: no suites unless asked for.")
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--base-url", metavar="URL", help="Of a server that runs already.")
-    what.add_argument("--serve-cmd", metavar="COMMAND", help="Starts the server, anew for each --serve-params set.")
-    what.add_argument(
-        "--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="Measures the server once."
+    parser.add_argument("form", nargs="?", metavar="serve", help="As vLLM has it: no suites unless asked for.")
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--base-url", metavar="URL", help="Address of a server that runs already.")
+    add("--serve-cmd", metavar="COMMAND", help="Starts the server, anew for each --serve-params set.")
+    add("--bench-cmd", metavar="COMMAND", default="headrace bench serve", help="Measures the server once.")
+    add("--after-bench-cmd", metavar="COMMAND", help="Runs after each run, instead of resetting caches.")
+    add = parser.add_argument_group("loads").add_argument
+    add("--suite", "--type", metavar="NAME,…", help="rate, concurrency, input, output, or all. [all]")
+    add("--rates", type=listed(rate), metavar="X,…", help="Requests/s of suite rate. [1,2,4,8,16,32,inf]")
+    add(
+        "--concurrencies",
+        type=listed(positive),
+        metavar="N,…",
+        help="Requests at once of suite concurrency. [1 to 128]",
     )
-    what.add_argument("--after-bench-cmd", metavar="COMMAND", help="Runs after each run, instead of resetting caches.")
-    load = parser.add_argument_group("loads")
-    load.add_argument("--suite", "--type", metavar="NAME,…", help="rate, concurrency, input, output, or all. [all]")
-    load.add_argument("--rates", type=listed(rate), metavar="X,…", help="Requests/s of suite rate. [1,2,4,8,16,32,inf]")
-    load.add_argument(
-        "--concurrencies", type=listed(positive), metavar="N,…", help="Of suite concurrency. [1,2 to 128]"
-    )
-    load.add_argument("--input-lens", type=listed(positive), metavar="N,…", help="Of suite input. [128,256 to 16384]")
-    load.add_argument("--output-lens", type=listed(positive), metavar="N,…", help="Of suite output. [64,128 to 2048]")
-    load.add_argument("--slo", metavar="GOAL,…", help="Find the largest rate that keeps ttft_p99=200ms,tpot_p99=20ms.")
-    load.add_argument("--slo-start", type=above_zero, default=1.0, metavar="X", help="Requests/s tried first.")
-    load.add_argument("--slo-precision", type=above_zero, default=0.05, metavar="X", help="Of the rate found.")
-    load.add_argument("--slo-seconds", type=above_zero, default=30.0, metavar="S", help="Of arrivals per trial.")
-    load.add_argument("--serve-params", metavar="FILE", help="JSON: sets of server flags.")
-    load.add_argument("--bench-params", metavar="FILE", help="JSON: sets of benchmark flags.")
-    load.add_argument("--link-vars", metavar="A=B,…", help="Only where server flag A and benchmark flag B are equal.")
-    load.add_argument("--num-runs", type=positive, metavar="N", help=f"Of each. [1; {RUNS_OF_SERVE} for sweep serve]")
-    load.add_argument("--warmup-num-prompts", type=natural, default=0, metavar="N", help="Before the first run.")
-    how = parser.add_argument_group("how")
-    how.add_argument("-o", "--output-dir", default="results", metavar="DIR", help="Where experiments are kept.")
-    how.add_argument("-e", "--experiment-name", metavar="NAME", help="Folder in there. [date and time]")
-    how.add_argument("--resume", action="store_true", help="Run what is missing in -e.")
-    how.add_argument("--dry-run", action="store_true", help="Print the commands, run none.")
-    how.add_argument("--show-stdout", action="store_true", help="Show what server and benchmark print.")
-    how.add_argument("--continue-on-error", action="store_true", help="Go on with the next run after a failed one.")
-    how.add_argument(
-        "--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="Seconds until it must be ready."
-    )
+    add("--input-lens", type=listed(positive), metavar="N,…", help="Prompt tokens of suite input. [128 to 16384]")
+    add("--output-lens", type=listed(positive), metavar="N,…", help="Output tokens of suite output. [64 to 2048]")
+    add("--slo", metavar="GOAL,…", help="Find the largest rate that keeps goals such as ttft_p99=200ms,tpot_p99=20ms.")
+    add("--slo-start", type=above_zero, default=1.0, metavar="X", help="Requests/s tried first.")
+    add("--slo-precision", type=above_zero, default=0.05, metavar="X", help="Relative error of the rate found.")
+    add("--slo-seconds", type=above_zero, default=30.0, metavar="S", help="Seconds of arrivals in each trial.")
+    add("--serve-params", metavar="FILE", help="JSON: sets of server flags.")
+    add("--bench-params", metavar="FILE", help="JSON: sets of benchmark flags.")
+    add("--link-vars", metavar="A=B,…", help="Only where server flag A and benchmark flag B are equal.")
+    add("--num-runs", type=positive, metavar="N", help=f"Runs of each point. [1; {RUNS_OF_SERVE} for sweep serve]")
+    add("--warmup-num-prompts", type=natural, default=0, metavar="N", help="Requests before the first run.")
+    add = parser.add_argument_group("how it runs").add_argument
+    add("-o", "--output-dir", default="results", metavar="DIR", help="Where experiments are kept.")
+    add("-e", "--experiment-name", metavar="NAME", help="This one's folder there. [date and time]")
+    add("--resume", action="store_true", help="Run what is missing in -e.")
+    add("--dry-run", action="store_true", help="Print the commands, run none.")
+    add("--show-stdout", action="store_true", help="Show what server and benchmark print.")
+    add("--continue-on-error", action="store_true", help="Go on with the next run after a failed one.")
+    add("--server-ready-timeout", type=above_zero, default=300.0, metavar="S", help="Seconds until it must be ready.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
+    if arguments.form not in (None, "serve"):
+        raise ConfigError(f"unexpected argument {arguments.form!r}: flags alone may follow, or `serve` and flags.")
     if (arguments.serve_cmd is None) == (arguments.base_url is None):
         raise ConfigError("say what to measure: --serve-cmd starts a server, --base-url names one that runs.")
     if arguments.serve_params and not arguments.serve_cmd:
