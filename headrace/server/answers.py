@@ -80,8 +80,9 @@ class Answers:
         )
 
     def finish_reason(self, sequence: CompletionOutput) -> str | None:
-        """Why a sequence ended, after its ``delta``: an answer with calls that came to its own end ends for them."""
-        called = sequence.index in self._parsers and self._parsers[sequence.index].num_calls
+        """Why a sequence ended, after its ``delta``: an answer with calls that are whole ends for them."""
+        parser = self._parsers.get(sequence.index)
+        called = parser is not None and parser.num_calls and not parser.cut
         return "tool_calls" if called and sequence.finish_reason == "stop" else sequence.finish_reason
 
     def _parser(self, index: int) -> Parser:

@@ -284,6 +284,17 @@ async def test_forced_calls_follow_the_tools_schemas(choice: Any, text: str, exp
         assert call["params"].reasoning == {"deepseek_r1": "inside", "openai_gptoss": "open"}.get(reasoning)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("choice", "text"), [row[:2] for row in FORCED])
+async def test_arguments_cut_by_a_stop_string_are_no_call_to_make(choice: Any, text: str, stream: bool) -> None:
+    for read, reason in ((text.partition('"b"')[0], "stop"), (text[: text.index("}") + 1], "tool_calls")):
+        async with serving(read) as (client, engine):
+            engine.stop_reason = "END"
+            response = await client.post(CHATS, json=ASK | {"tool_choice": choice, "stream": stream})
+        choice_at_end = (events(response)[-1] if stream else response.json())["choices"][0]
+        assert (choice_at_end["finish_reason"], choice_at_end["stop_reason"]) == (reason, "END")
+
+
 def test_references_within_a_tools_schema_hold_in_the_list_of_calls() -> None:
     tree = {
         "$ref": "#/$defs/node",

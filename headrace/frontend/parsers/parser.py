@@ -90,6 +90,7 @@ class Parser:
         most_calls: int | None = None,
     ):
         self.num_calls = 0
+        self.cut = False  # whether the answer ended within a call's arguments
         self._unmarked = [section for section in sections if not section.marker]
         self._marked = [section for section in sections if section.marker]
         self._reasoning = reasoning
@@ -207,7 +208,7 @@ class Parser:
             return True
         self._begin_call(name)
         if format.pairs is None:
-            yield from self._reader.value(self._argue)
+            self.cut = not (yield from self._reader.value(self._argue))
         else:
             yield from self._pairs(format, self._tools.get(name))
         return True
@@ -227,7 +228,8 @@ class Parser:
                 yield from reader.until(pairs.ends, written.append)
                 after = before + as_json("".join(written))
             if not (yield from reader.match(pairs.close)):
-                return  # the answer ends within a value: so do the arguments
+                self.cut = True  # within a value
+                return
             self._argue(after)
             before = ", "
         self._argue("}" if before == ", " else "{}")
@@ -243,7 +245,7 @@ class Parser:
             key = text_of(found[1])
             if key in ARGUMENT_KEYS and name is not None and reader.text[reader.at] == "{":
                 self._begin_call(name)
-                yield from reader.value(self._argue)
+                self.cut = not (yield from reader.value(self._argue))
                 yield from self._rest_of_object()
                 return True
             value = yield from self._value()
