@@ -186,7 +186,7 @@ def test_a_trace_is_read_in_parts(indent: int | None, tmp_path: Path, monkeypatc
         "other collectives": ["ncclDevKernel_AllGather_RING_LL()", "ncclDevKernel_SendRecv()", "nvshmem_put_kernel"],
         "copies": ["Memcpy HtoD (Pinned -> Device)", "Memset (Device)", "aten::copy_"],
         "attention": [
-            "_attend_kernel",
+            "attend_kernel",
             "_rope_and_cache_kernel",
             "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7",
             "void flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits>()",
