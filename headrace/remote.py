@@ -81,10 +81,12 @@ def parsed(text: str | None) -> Any:
 
 
 def first_model(server: httpx.Client) -> dict[str, Any]:
-    """The card of the first model that is served. Raises HeadraceError if there is none."""
+    """The card of the first model that is served. Raises HeadraceError if there is none, or no server."""
     try:
         card: dict[str, Any] = server.get("/v1/models").raise_for_status().json()["data"][0]
         return card | {"root": card.get("root") or card["id"]}
+    except httpx.TransportError as error:
+        raise HeadraceError(f"no server answers at {server.base_url} ({error or type(error).__name__}).") from None
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HeadraceError(f"{server.base_url} names no model ({reason}).") from None

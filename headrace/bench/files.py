@@ -25,6 +25,8 @@ def read_json(path: Path, flag: str = "") -> Any:
 
 def unreadable(path: Path | str, error: Exception, flag: str = "") -> ConfigError:
     reason = getattr(error, "strerror", None) or error
+    if isinstance(error, json.JSONDecodeError):
+        reason = f"it is no JSON ({error})"
     return ConfigError(f"{flag} {path} can't be read: {reason}.".lstrip())
 
 

@@ -31,4 +31,5 @@ port = reader(int, lambda value: 0 < value < 2**16, "port from 1 to 65535")
 natural = reader(int, lambda value: value >= 0, "number from 0 on")
 from_zero = reader(float, lambda value: value >= 0, "number from 0 on")
 rate = reader(float, lambda value: value > 0, "number above 0")  # infinity, too
+number = reader(float, math.isfinite, "number")
 above_zero = reader(float, lambda value: 0 < value < math.inf, "finite number above 0")

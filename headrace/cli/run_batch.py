@@ -90,5 +90,7 @@ def answer(arguments: argparse.Namespace, config: Config, source: Path, output: 
             return SIGINT_EXIT
         job.complete()
         failures = f", {job.failed} of them with an error" if job.failed else ""
-        print(f"{job.total} lines are answered{failures}: {output}", file=sys.stderr)
+        print(
+            f"{job.total} {'line is' if job.total == 1 else 'lines are'} answered{failures}: {output}", file=sys.stderr
+        )
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from headrace.bench.numbers import number
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options, engine_options_from, given_options
 from headrace.config import OPTIONS, listed
 from headrace.errors import ConfigError, EngineDeadError, HeadraceError, RequestError
@@ -60,8 +61,8 @@ def add_arguments(parser: FlagParser) -> None:
 def add_sampling(parser: FlagParser) -> None:
     group = parser.add_argument_group("sampling (the model's own defaults unless set)")
     group.add_argument("--max-tokens", type=int, metavar="N", help="Most tokens of an answer.")
-    group.add_argument("--temperature", type=float, metavar="X", help="0 takes the likeliest token every time.")
-    group.add_argument("--top-p", type=float, metavar="X", help="Sample from the likeliest tokens of this mass.")
+    group.add_argument("--temperature", type=number, metavar="X", help="0 takes the likeliest token every time.")
+    group.add_argument("--top-p", type=number, metavar="X", help="Sample from the likeliest tokens of this mass.")
     group.add_argument("--top-k", type=int, metavar="N", help="Sample from this many of the likeliest tokens.")
     group.add_argument("--stop", nargs="+", metavar="TEXT", help="Texts that end an answer.")
 

@@ -53,6 +53,8 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
     modules = _modules(path) if files.kind == "hf" else []
     task = _task(config, architecture, hf_config, sentences=bool(modules))
     if task == "generate":
+        if config.model.pooler_config:
+            raise ConfigError("--pooler-config is for a model that pools: add --task embed, or leave it out.")
         return None
     settings = _settings(config.model.pooler_config or {})
     activate = settings.get("activate")

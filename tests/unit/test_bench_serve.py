@@ -361,7 +361,7 @@ def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert bench(server, "--ready-check-timeout-sec", "0.1") == 1
     assert "was not ready within 0.1 s: connection refused.\n" in capsys.readouterr().err
     assert main(["bench", "serve", "--base-url", server.url]) == 1
-    assert "names no model" in capsys.readouterr().err
+    assert "no server answers at" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
@@ -465,6 +465,8 @@ def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
         (["--goodput", "ttft"], "'ttft' is not of the form METRIC:MS"),
         (["--header", "A=b\nC: d"], "has characters that no header can have"),
         (["--percentile-metrics", "ttft,x"], "there is no metric 'x'"),
+        (["--temperature", "nan"], "--temperature: 'nan' is no number."),
+        (["--extra-body", '{"x": NaN}'], "--extra-body: '{\"x\": NaN}' is no JSON object"),
         (["--extra-body", "[]"], "--extra-body: '[]' is no JSON object"),
         (
             ["--backend", "openai-embeddings", "--temperature", "1"],

@@ -41,13 +41,13 @@ def sharegpt(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
 
 def custom(arguments: argparse.Namespace, writer: Writer) -> list[Sample]:
     """The prompts of a JSONL file: ``{"prompt": …, "output_tokens": …}`` on each line."""
-    path, template = needs_path(arguments), template_for(arguments, writer)
+    path, template, fixed = needs_path(arguments), template_for(arguments, writer), arguments.custom_output_len
 
     def rows() -> Iterator[Sample]:
         for row in shuffled(arguments, writer, list(read_lines(path))):
-            output_len = arguments.custom_output_len if arguments.custom_output_len > 0 else row.get("output_tokens")
+            output_len = fixed if fixed > 0 else row.get("output_tokens")
             if not isinstance(row.get("prompt"), str) or not isinstance(output_len, int) or output_len < 1:
-                wanted = "a prompt" + (", and output_tokens for --custom-output-len -1" if not output_len else "")
+                wanted = "a prompt" if fixed > 0 else "a prompt, and output_tokens for --custom-output-len -1"
                 raise ConfigError(f"every line of {path} needs {wanted}: {json.dumps(row)[:80]}")
             prompt = row["prompt"]
             if template:

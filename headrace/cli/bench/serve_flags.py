@@ -10,7 +10,7 @@ import numpy as np
 from headrace.bench import datasets
 from headrace.bench.api import APIS, Api
 from headrace.bench.measures import TITLES
-from headrace.bench.numbers import from_zero, listed, natural, port, positive, rate, reader
+from headrace.bench.numbers import from_zero, listed, natural, number, port, positive, rate, reader
 from headrace.cli.bench import limits
 from headrace.cli.parser import FlagParser
 from headrace.errors import ConfigError
@@ -56,7 +56,7 @@ def add_server(parser: FlagParser) -> None:
     add("--tokenizer-mode", default="auto", choices=("auto", "slow"), help="Which class to load.")
     add("--trust-remote-code", action="store_true", help="Run Python code that comes with the tokenizer.")
     add("--skip-tokenizer-init", action="store_true", help="Use none: prompts are token ids.")
-    add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="For every request.")
+    add("--header", nargs="*", action="extend", type=header, default=[], metavar="K=V", help="Sent with every request.")
     add("--insecure", action="store_true", help="Don't check the server's certificate.")
     add("--ready-check-timeout-sec", type=from_zero, default=0.0, metavar="X", help="Seconds to wait for the server.")
     add("--profile", action="store_true", help="Let the server profile the run (/start_profile, /stop_profile).")
@@ -79,7 +79,7 @@ def add_load(parser: FlagParser) -> None:
 def add_request(parser: FlagParser) -> None:
     add = parser.add_argument_group("request").add_argument
     for name in SAMPLING:
-        kind = int if name == "top_k" else float
+        kind = int if name == "top_k" else number
         add(f"--{name.replace('_', '-')}", type=kind, metavar="X", help="[the server's]")
     add("--ignore-eos", action="store_true", help="Generate on after an end-of-sequence token.")
     add("--use-beam-search", action="store_true", help="Ask for beam search.")
