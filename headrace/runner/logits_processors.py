@@ -69,6 +69,7 @@ class ProcessorBatch:
     def __init__(self, processors: list[LogitsProcessor]):
         self.processors = processors
         self._members: list[_Member] = []
+        self._latest: dict[int, _Member] = {}  # by device row: a request may sit steps out
 
     def apply(self, logits: torch.Tensor, facts: list[NewRow]) -> torch.Tensor:
         """``logits`` [S, V] of the requests ``facts``, changed by every processor in turn."""
@@ -85,22 +86,23 @@ class ProcessorBatch:
 
     def _update(self, facts: list[NewRow]) -> BatchUpdate | None:
         """The least change that makes the members those of ``facts``, in order: others are removed, new ones added."""
-        before = self._members
-        kept = [i for i, (member, fact) in enumerate(zip(before, facts, strict=False)) if member.fact is fact]
+        before, self._members = self._members, [self._member(fact) for fact in facts]
+        kept = {i for i, (old, new) in enumerate(zip(before, self._members, strict=False)) if old is new}
         if len(kept) == len(before) == len(facts):
             return None
-        known = {id(member.fact): member for member in before}
-        places = set(kept)
-        removed = [i for i in range(len(before)) if i not in places]
-        self._members = [
-            known.get(id(fact)) or _Member(fact, list(fact.token_ids[fact.num_prompt_tokens :])) for fact in facts
-        ]
+        removed = [i for i in reversed(range(len(before))) if i not in kept]
         added = [
             (i, m.fact.params, m.fact.token_ids[: m.fact.num_prompt_tokens], m.output_ids)
             for i, m in enumerate(self._members)
-            if i not in places
+            if i not in kept
         ]
-        return BatchUpdate(len(facts), sorted(removed, reverse=True), added)
+        return BatchUpdate(len(facts), removed, added)
+
+    def _member(self, fact: NewRow) -> _Member:
+        member = self._latest.get(fact.row)
+        if member is None or member.fact is not fact:
+            member = self._latest[fact.row] = _Member(fact, list(fact.token_ids[fact.num_prompt_tokens :]))
+        return member
 
 
 def load_processors(config: Config, device: torch.device) -> ProcessorBatch | None:
