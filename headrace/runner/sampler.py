@@ -123,7 +123,8 @@ class Sampler:
         """Apply to one row's logits what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
         params = fact.params
         if params.logit_bias:
-            ids, values = self._ids(params.logit_bias.keys()), torch.tensor(list(params.logit_bias.values()))
+            ids = self._ids(params.logit_bias.keys())
+            values = torch.tensor(list(params.logit_bias.values()), dtype=row.dtype)  # which may be given as integers
             row.index_add_(0, ids, to_device(values, row.device))
         if params.allowed_token_ids is not None:
             allowed = self.rows.allowed[fact.row]

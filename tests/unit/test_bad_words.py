@@ -21,4 +21,4 @@ def restricted(params: SamplingParams) -> list[int]:
 
 def test_a_bad_word_is_ruled_out_where_the_output_has_its_beginning() -> None:
     assert restricted(SamplingParams()) == [0, 1, 2, 3, 7, 8, 9]  # 8 is the prompt's
-    assert restricted(SamplingParams(allowed_token_ids=[4, 5, 9], logit_bias={9: 1.0})) == [9]
+    assert restricted(SamplingParams(allowed_token_ids=[4, 5, 9], logit_bias={9: 1})) == [9]
