@@ -40,11 +40,13 @@ class Pooler:
 
     def __call__(self, plan: Plan, hidden: torch.Tensor, rows: Rows) -> Callable[[], Sampled]:
         """Pool the rows of ``plan`` that end in it; ``hidden`` [T, dim]. The returned call awaits their numbers."""
+        for row in plan.freed_rows:
+            self._kept.pop(row, None)
         ending, pooled = set(plan.sampled), []
         for place, part in enumerate(hidden.split(plan.counts)):
             row, start, params = plan.rows[place], plan.starts[place], params_of(rows, plan.rows[place])
             kind = "all" if by_token(params) else self.pooling.kind
-            found = joined(kind, self._kept.pop(row, None) if start else None, part)
+            found = joined(kind, self._kept.pop(row, None), part)
             if place not in ending:
                 self._kept[row] = found
                 continue
