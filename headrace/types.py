@@ -141,7 +141,7 @@ class Stats(msgspec.Struct, omit_defaults=True):
     prefix_cache_queries: int = 0  # tokens
     prefix_cache_hits: int = 0  # tokens
     num_preemptions: int = 0
-    prompt_tokens: int = 0  # computed, without prefix-cache hits
+    prompt_tokens: int = 0  # computed, without prefix-cache hits and what preempted requests compute again
     generation_tokens: int = 0
     num_steps: int = 0
 

@@ -160,7 +160,7 @@ class KVCache:
         request.num_registered = len(prefix[0])
         shared = [NewBlocks(g, request.row, 0, blocks) for g, blocks in enumerate(prefix) if blocks]
         if request.num_cached_tokens is None:
-            request.num_cached_tokens = start
+            request.num_cached_tokens = request.num_counted = start
             self.num_queried_tokens += len(request.token_ids)
             self.num_hit_tokens += start
         extended = self.extend(request, num_new_tokens)

@@ -59,6 +59,7 @@ class Request:
         self.stop_token_ids = frozenset(params.stop_token_ids)
         self.num_planned = 0
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache at first admission
+        self.num_counted = 0  # prompt tokens in the statistics: none twice, though computed again after a preemption
         self.num_preemptions = 0
         self.scheduled_time: float | None = None
         self.started = False  # its first delta has been sent

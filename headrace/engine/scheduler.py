@@ -226,8 +226,11 @@ class Scheduler:
     def _advance(self, step: Step, request: Request, count: int, blocks: list[NewBlocks]) -> None:
         start = request.num_planned
         step.plan.new_blocks.extend(blocks)
-        self._stats.prompt_tokens += max(0, min(count, request.num_prompt_tokens - start))
         request.num_planned += count
+        known = min(request.num_planned, request.num_prompt_tokens)
+        if known > request.num_counted:
+            self._stats.prompt_tokens += known - request.num_counted
+            request.num_counted = known
         reached = request.num_planned == request.num_tokens
         step.parts[request.row] = Part(request, start, count, reached)
         self.kv.register_full_blocks(request)
