@@ -5,6 +5,8 @@ for all of them. Whoever finishes an item's last range joins its results. Source
 "FlashAttention-2" (2023), and its "Flash-Decoding" (2023).
 """
 
+from __future__ import annotations
+
 from headrace.ops.jit import await_predecessor, jit, tl
 
 
