@@ -7,6 +7,7 @@ no tokenizer.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -107,7 +108,10 @@ def content_texts(content: Any) -> Iterator[str]:
 
 
 def parse_tool_calls(calls: Any) -> list[dict[str, Any]]:
-    """Earlier tool calls, whose arguments OpenAI sends as JSON text and templates want as objects."""
+    """Earlier tool calls, whose arguments OpenAI sends as JSON text and templates want as objects.
+
+    What is no JSON stays text: a model writes such, or max_tokens cut it, and agents send it back with what was wrong.
+    """
     parsed = []
     for call in calls if isinstance(calls, list) else [None]:
         function = call.get("function") if isinstance(call, dict) else None
@@ -115,11 +119,8 @@ def parse_tool_calls(calls: Any) -> list[dict[str, Any]]:
             raise RequestError("Each of a message's tool_calls needs a function with a name.", "messages")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            try:
+            with suppress(ValueError, RecursionError):
                 arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                message = f"The arguments of the earlier call of `{function['name']}` are not valid JSON."
-                raise RequestError(message, "messages") from None
         parsed.append(call | {"function": function | {"arguments": {} if arguments is None else arguments}})
     return parsed
 
