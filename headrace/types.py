@@ -204,6 +204,7 @@ class EngineInfo(msgspec.Struct, tag="ready"):
     tasks: list[str] = msgspec.field(default_factory=lambda: ["generate"])
     embedding_sizes: list[int] = []  # the largest, and those that requests may ask for if the model names them
     labels: list[str] = []  # of a classifier
+    prompts: dict[str, str] = {}  # what the checkpoint wants before texts, by what they are for
     pair_template: str | None = None  # how a query and a document become one prompt, if not as a tokenizer's pair
     hidden_size: int = 0  # of a token's embedding
 

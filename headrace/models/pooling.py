@@ -5,7 +5,7 @@ https://sbert.net/docs/sentence_transformer/usage/custom_models.html). Knows no 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,7 @@ class Pooling:
     multi_label: bool = False  # each score has a sigmoid of its own; else all share a softmax
     answers: tuple[str, ...] = ()  # score by which of two tokens comes next: against, for
     sizes: tuple[int, ...] = ()  # of embeddings, that the checkpoint names as allowed
+    prompts: dict[str, str] = field(default_factory=dict)  # what goes before a text, by what it is for
 
 
 def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig") -> Pooling | None:
@@ -65,8 +66,9 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
             settings.get("kind", kind),
             normalized if activate is None else activate,
             dense,
-            _max_length(path) if modules else None,
+            _setting(path / "sentence_bert_config.json", "max_seq_length") or None if modules else None,
             sizes=tuple(getattr(hf_config, "matryoshka_dimensions", None) or ()),
+            prompts=(_setting(path / "config_sentence_transformers.json", "prompts") if modules else None) or {},
         )
     default: Kind = "cls" if architecture.kind == "encoder" else "last"
     kind = settings.get("kind", default)
@@ -190,7 +192,6 @@ def _pooling_kind(fields: dict[str, Any], place: Path) -> Kind:
     return KINDS[kinds[0]]
 
 
-def _max_length(path: Path) -> int | None:
-    file = path / "sentence_bert_config.json"
-    length = json.loads(file.read_text()).get("max_seq_length") if file.is_file() else None
-    return int(length) if length else None
+def _setting(file: Path, name: str) -> Any:
+    """Of a JSON file; None if the file, or the setting in it, is missing."""
+    return json.loads(file.read_text()).get(name) if file.is_file() else None

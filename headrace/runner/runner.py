@@ -103,6 +103,7 @@ class Runner:
             "tasks": list(self.pooler.heads),
             "embedding_sizes": [dense, *pooling.sizes],
             "labels": list(pooling.labels),
+            "prompts": pooling.prompts,
             "pair_template": JUDGE_TEMPLATE if pooling.answers else None,
         }
 

@@ -12,6 +12,7 @@ from headrace.server import (
     abort,
     batch_chat,
     chat,
+    cohere,
     completions,
     control,
     derender,
@@ -52,7 +53,7 @@ def build_app(config: Config, engine: "AsyncLLM", registry: CollectorRegistry) -
     app.state.context = Context(config, engine, registry)
     app.state.responses = Store(server)
     app.state.abortable = abort.Abortable()
-    always = (info, completions, chat, generate, tokens, pooling, score, messages, responses, abort, batch_chat)
+    always = (info, completions, chat, generate, tokens, pooling, score, cohere, messages, responses, abort, batch_chat)
     routers = [room.router for room in (*always, derender, generative_scoring)]
     if server.max_stored_file_bytes:
         app.state.batches = Batches(config, app)

@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "functions": (None, "`functions` was replaced by `tools` in the API."),
     "function_call": ("none", "`function_call` was replaced by `tool_choice` in the API."),
     "modalities": (["text"], TEXT_ONLY),
-    **dict.fromkeys(("audio", "mm_processor_kwargs", "media_io_kwargs", "features"), (None, TEXT_ONLY)),
+    **dict.fromkeys(("audio", "images", "mm_processor_kwargs", "media_io_kwargs", "features"), (None, TEXT_ONLY)),
     "prompt_embeds": (None, "Prompts as embeddings go to /v1/completions only; leave `prompt_embeds` out."),
     "truncation_side": ("left", "Prompts are truncated on the left only; leave `truncation_side` out."),
     "max_tokens_per_query": (None, "`truncate_prompt_tokens` cuts a query and its document together, not each alone."),

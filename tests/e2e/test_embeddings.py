@@ -105,6 +105,24 @@ def test_pooling_and_scores(embedder: Server) -> None:
     assert set(bare["results"][0]) == {"index", "relevance_score"}
 
 
+def test_cohere_embeds(embedder: Server) -> None:
+    kinds = ["float", "base64", "binary", "ubinary"]
+    asked = {"texts": TEXTS[:2], "input_type": "search_query", "output_dimension": 16}
+    answer = post(embedder, "/v2/embed", **asked, embedding_types=kinds)
+    found = {kind: answer["embeddings"][kind] for kind in kinds}
+    vectors = np.array(found["float"])
+    expected = reference(TEXTS[:2])[:, :16]
+    assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-3)
+    assert np.allclose([np.frombuffer(base64.b64decode(each), "<f4") for each in found["base64"]], vectors)
+    assert found["ubinary"] == np.packbits(vectors > 0, axis=1).tolist()
+    assert (np.array(found["binary"]) + 128).tolist() == found["ubinary"]
+    assert answer["texts"] == TEXTS[:2] and answer["meta"]["billed_units"]["input_tokens"] == 18
+    whole, cut = (post(embedder, "/v2/embed", texts=["x " * 300], **more) for more in ({}, {"max_tokens": 10}))
+    assert [each["meta"]["billed_units"]["input_tokens"] for each in (whole, cut)] == [256, 10]
+    assert "takes 256" in post(embedder, "/v2/embed", texts=["x " * 300], truncate="NONE")["error"]["message"]
+    assert "text only" in post(embedder, "/v2/embed", texts=["x"], images=["data:"])["error"]["message"]
+
+
 def test_one_route_for_all(embedder: Server) -> None:
     vectors = post(embedder, "/invocations", input="x")["data"]
     assert np.allclose(vectors[0]["embedding"], reference(["x"])[0], atol=1e-5)

@@ -113,11 +113,13 @@ def test_sentence_transformers_files(tmp_path: Path) -> None:
     write(tmp_path / "1_Pooling/config.json", {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
     write(tmp_path / "2_Dense/config.json", {"activation_function": "torch.nn.modules.activation.Tanh"})
     write(tmp_path / "sentence_bert_config.json", {"max_seq_length": 20})
+    write(tmp_path / "config_sentence_transformers.json", {"prompts": {"query": "Query: "}})
     dense = torch.nn.Linear(64, 16)
     state = {f"linear.{name}": tensor.contiguous() for name, tensor in dense.state_dict().items()}
     save_file(state, tmp_path / "2_Dense/model.safetensors")
     llm = LLM(str(tmp_path), **OPTIONS)
     assert llm.info.max_model_len == 20 and llm.info.embedding_sizes == [16]
+    assert llm.info.prompts == {"query": "Query: "}
     short = llm.embed(PROMPTS, use_tqdm=False, pooling_params=PoolingParams(dimensions=5))
     for ids, output in zip(PROMPTS, short, strict=True):
         whole = dense(hidden(model, ids).mean(0)).tanh()
