@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import headrace
 from headrace.errors import RequestError
+from headrace.models import packaged
 from headrace.server.bodies import json_response
 from headrace.server.chat import create_chat_completion
 from headrace.server.completions import create_completion
@@ -92,7 +93,7 @@ def model_card(context: Context, name: str) -> dict[str, Any]:
         "object": "model",
         "created": context.started,
         "owned_by": "headrace",
-        "root": context.config.model.model or name,
+        "root": context.config.model.model or packaged.NAME,
         "parent": None,
         "max_model_len": context.engine.info.max_model_len,
         "permission": [permission],

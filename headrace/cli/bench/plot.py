@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from headrace.bench.plot import save_figures, save_requests
     except ImportError:
-        raise ConfigError("figures need matplotlib: pip install 'headrace[bench]'.") from None
+        raise ConfigError("figures need matplotlib: `pip install matplotlib` does it.") from None
     results, folder = load(arguments.results), Path(arguments.out)
     with writing(f"--out {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
