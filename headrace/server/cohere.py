@@ -14,7 +14,7 @@ from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
 from headrace.server.pooling import EmbeddingRequest, PoolingResult, pooled
-from headrace.server.protocol import Count, RequestFields
+from headrace.server.schema import Count, RequestFields
 from headrace.server.routing import new_router
 
 router = new_router()
