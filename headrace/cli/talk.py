@@ -82,7 +82,8 @@ def talker(arguments: argparse.Namespace) -> Iterator[Talker]:
         return
     if given := given_options(arguments):
         flags = listed(OPTIONS[name].flag for name in given)
-        raise ConfigError(f"--url talks to a server that runs already: leave {flags} out.")
+        instead = "; --model-name chooses among its models" if "model" in given else ""
+        raise ConfigError(f"--url talks to a server that runs already: leave {flags} out{instead}.")
     with closing(Remote(arguments.url, arguments.model_name, arguments.api_key, sampling)) as remote:
         remote.choose_model()
         yield remote

@@ -79,6 +79,10 @@ def viztracer(words: list[str], output: Path) -> Run:
     flags = ["--min_duration", SHORTEST_CALL, "--tracer_entries", str(BUFFER_ENTRIES)]
     if Path(words[0]).name.startswith("python"):
         words = words[1:]
+    elif program := shutil.which(words[0]):
+        with open(program, "rb") as file:
+            if b"python" not in file.readline():
+                raise ConfigError(f"--tool viztracer follows programs in Python, and {words[0]} is none.")
     if words[:2] == ["-m", "headrace"]:
         words = ["-m", "headrace.cli.traced", *words[2:]]
     target = [*words[:2], "--", *words[2:]] if words[:1] == ["-m"] else ["--", *words]

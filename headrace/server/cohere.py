@@ -14,8 +14,8 @@ from headrace.frontend.validation import MAX_INPUTS
 from headrace.server.bodies import json_response
 from headrace.server.context import context_of
 from headrace.server.pooling import EmbeddingRequest, PoolingResult, pooled
-from headrace.server.schema import Count, RequestFields
 from headrace.server.routing import new_router
+from headrace.server.schema import Count, RequestFields
 
 router = new_router()
 

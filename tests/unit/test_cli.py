@@ -102,6 +102,10 @@ def test_flags(words: list[str], expected: dict[str, Any]) -> None:
         (["serve", "--config", "/nowhere.yaml"], "--config /nowhere.yaml can't be read: " + NO_FILE),
         (["srve"], "there is no command 'srve'; did you mean serve? `headrace --help` lists them."),
         (["chat", "--url=u", "--dtype", "half"], "--url talks to a server that runs already: leave --dtype out."),
+        (
+            ["chat", "--url=u", "--model", "m"],
+            "--url talks to a server that runs already: leave --model out; --model-name chooses among its models.",
+        ),
         (["generate", "--prompt-file", "/nowhere.yaml"], "--prompt-file /nowhere.yaml can't be read: " + NO_FILE),
     ],
 )

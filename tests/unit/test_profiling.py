@@ -340,6 +340,8 @@ def test_nsys_looks_where_it_is_told_to(nsys: Path, tmp_path: Path) -> None:
 def test_viztracer_runs_modules_and_scripts(command: list[str], target: list[str], tmp_path: Path) -> None:
     words = tools.under("viztracer", command, tmp_path, 0, None).words
     assert words[1:3] == ["-m", "viztracer"] and words[-len(target) :] == target
+    with pytest.raises(ConfigError, match="follows programs in Python, and false is none"):
+        tools.under("viztracer", ["false"], tmp_path, 0, None)
 
 
 @pytest.mark.parametrize("tool", tools.TOOLS)
