@@ -132,7 +132,9 @@ def install(app: FastAPI) -> None:
         if isinstance(error, QueueFullError):
             headers["Retry-After"] = str(error.retry_after)
         if status == 404 and isinstance(error, HTTPException):
-            message = f"There is no route {request.method} {request.url.path}; /docs lists the routes."
+            hidden = request.app.state.context.config.server.disable_fastapi_docs
+            help = "." if hidden else "; /docs lists the routes."
+            message = f"There is no route {request.method} {request.url.path}{help}"
         elif status == 405:
             message = f"{request.url.path} does not answer {request.method} requests, only {headers.get('Allow', '')}."
         answer: ErrorAnswer = getattr(request.scope.get("route"), "error_answer", openai_error)

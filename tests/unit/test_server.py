@@ -273,6 +273,7 @@ async def test_a_slash_after_models_lists_them_too() -> None:
 async def test_docs_can_be_off() -> None:
     async with serving(disable_fastapi_docs=True) as (client, _):
         assert {(await client.get(path)).status_code for path in ("/docs", "/redoc", "/openapi.json")} == {404}
+        assert (await client.get("/x")).json()["error"]["message"] == "There is no route GET /x."
 
 
 # -- parameters -----------------------------------------------------------------------------------------------------
