@@ -620,7 +620,6 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "input"),
         ({"input": [{"type": ["x"]}]}, "input"),
         ({"input": [{"type": "item_reference", "id": "msg_x"}]}, "input"),
-        ({"input": [CALL | {"arguments": "{"}]}, "input"),
         ({"input": [CALL | {"arguments": {}}]}, "input"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
         ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "é"}]}, "input"),
