@@ -14,7 +14,10 @@ GUIDED = ("json", "regex", "choice", "grammar", "json_object", "whitespace_patte
 
 
 def structured_outputs(body: SamplingFields) -> StructuredOutputsParams | None:
-    """What ``body`` asks of the output's form. Raises ``RequestError`` if two of its fields do."""
+    """What ``body`` asks of the output's form. Raises ``RequestError`` if two of its fields ask for different things.
+
+    Clients for every vLLM there was (guidance) say the same by its older and its newer names.
+    """
     asked: dict[str, dict[str, Any]] = {}
     if body.response_format is not None and (wanted := _of_response_format(body.response_format)):
         asked["response_format"] = wanted
@@ -23,7 +26,7 @@ def structured_outputs(body: SamplingFields) -> StructuredOutputsParams | None:
     guided = {name: value for name in GUIDED if (value := getattr(body, f"guided_{name}")) is not None}
     if guided.keys() - {"whitespace_pattern"}:
         asked["guided_" + next(iter(guided))] = guided
-    if len(asked) > 1:
+    if any(fields != next(iter(asked.values())) for fields in asked.values()):
         raise RequestError(f"{' and '.join(asked)} exclude each other: send one of them.", list(asked)[-1])
     for field, fields in asked.items():
         try:

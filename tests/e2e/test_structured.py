@@ -83,6 +83,7 @@ FORMS: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": 'root ::= ("yes" | "no") tail\ntail ::= "!"'}, "(yes|no)!"),
     ({"structured_outputs": {"regex": "(ab){1,9}"}, "ignore_eos": True, "temperature": 0}, "(ab){9}"),
     ({"structured_outputs": {"json": {"const": [1]}, "disable_any_whitespace": True}}, r"\[1\]"),
+    ({"guided_regex": "[0-9]{2}", "structured_outputs": {"regex": "[0-9]{2}"}}, "[0-9]{2}"),
     ({"guided_json": '{"enum": ["a"]}', "stop": ["zz"], "logit_bias": {"5": 3}, "frequency_penalty": 1}, '"a"'),
 ]
 
