@@ -13,6 +13,7 @@ import numpy.typing as npt
 import safetensors
 
 from headrace.errors import RequestError
+from headrace.frontend.validation import too_long
 from headrace.types import Embeds, EngineInfo
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ def checked(values: npt.NDArray[Any], info: EngineInfo) -> Embeds:
     if values.ndim != 2 or values.shape[1] != info.hidden_size:
         raise RequestError(f"prompt_embeds must have the shape [tokens, {info.hidden_size}], not {shape}.", FIELD)
     if values.shape[0] >= info.max_model_len:
-        raise RequestError(
-            f"prompt_embeds hold {values.shape[0]} tokens, but the model's context is {info.max_model_len} tokens and "
-            "must hold at least one output token too.",
-            FIELD,
-        )
+        raise too_long(f"one for the output at least; prompt_embeds hold {values.shape[0]}", info, FIELD)
     numbers = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(numbers).all():
         raise RequestError("prompt_embeds must be finite; some are infinite or not a number.", FIELD)

@@ -37,16 +37,18 @@ UNSEARCHABLE: dict[str, Any] = {  # what a beam search can't obey: the fields, a
 BEAMS_ONLY = {"length_penalty": 1.0, "early_stopping": False}
 
 
+def too_long(found: str, info: EngineInfo, param: str) -> RequestError:
+    """Of a prompt. By these words LiteLLM and Anthropic's clients know it, and shorten it or ask a larger model."""
+    limit = f"this model's maximum context length is {info.max_model_len} tokens"
+    return RequestError(f"The prompt is too long: {limit}, {found}.", param)
+
+
 def check_prompt(token_ids: list[int], info: EngineInfo) -> None:
     """Raise ``RequestError`` unless the model can go on from this prompt."""
     if not token_ids:
         raise RequestError("The prompt is empty; it needs at least one token.", "prompt")
     if len(token_ids) >= info.max_model_len:
-        raise RequestError(
-            f"The prompt has {len(token_ids)} tokens, but the model's context is {info.max_model_len} tokens and must "
-            "hold at least one output token too; shorten the prompt.",
-            "input_tokens",
-        )
+        raise too_long(f"one for the output at least; the prompt has {len(token_ids)}", info, "input_tokens")
     _check_ids(token_ids, info.vocab_size, "prompt")
 
 
@@ -55,11 +57,8 @@ def check_pooled_prompt(token_ids: list[int], info: EngineInfo) -> None:
     if not token_ids:
         raise RequestError("The prompt is empty; it needs at least one token.", "input")
     if len(token_ids) > info.max_model_len:
-        raise RequestError(
-            f"The prompt has {len(token_ids)} tokens, but the model takes {info.max_model_len}; shorten it, or have it "
-            "cut with truncate_prompt_tokens -1.",
-            "input",
-        )
+        found = f"and it has {len(token_ids)}; shorten it, or have it cut with truncate_prompt_tokens -1"
+        raise too_long(found, info, "input")
     _check_ids(token_ids, info.vocab_size, "input")
 
 
@@ -93,11 +92,7 @@ def _check_dimensions(dimensions: int, task: str, info: EngineInfo) -> None:
 def check_text(text: str, longest_token: int, info: EngineInfo, param: str) -> None:
     """Raise ``RequestError`` if a text is too long for the model, whatever its tokens are; to count them takes time."""
     if len(text) > info.max_model_len * max(longest_token, LONG_TOKEN):
-        raise RequestError(
-            f"The prompt has {len(text):,} characters, more than the {info.max_model_len} tokens of the model's "
-            "context can hold; shorten it.",
-            param,
-        )
+        raise too_long(f"which can't hold its {len(text):,} characters", info, param)
 
 
 def check_generates(info: EngineInfo) -> None:
@@ -112,8 +107,8 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
     room = info.max_model_len - num_prompt_tokens
     if params.max_tokens is not None and params.max_tokens > room:
         raise RequestError(
-            f"max_tokens {params.max_tokens} is too large: the context of {info.max_model_len} tokens leaves {room} "
-            f"after the prompt's {num_prompt_tokens}.",
+            f"max_tokens {params.max_tokens} is too large: this model's maximum context length is "
+            f"{info.max_model_len} tokens, which leaves {room} after the prompt's {num_prompt_tokens}.",
             "max_tokens",
         )
     if params.min_tokens > room:

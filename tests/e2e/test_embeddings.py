@@ -119,7 +119,9 @@ def test_cohere_embeds(embedder: Server) -> None:
     assert answer["texts"] == TEXTS[:2] and answer["meta"]["billed_units"]["input_tokens"] == 18
     whole, cut = (post(embedder, "/v2/embed", texts=["x " * 300], **more) for more in ({}, {"max_tokens": 10}))
     assert [each["meta"]["billed_units"]["input_tokens"] for each in (whole, cut)] == [256, 10]
-    assert "takes 256" in post(embedder, "/v2/embed", texts=["x " * 300], truncate="NONE")["error"]["message"]
+    assert (
+        "length is 256 tokens" in post(embedder, "/v2/embed", texts=["x " * 300], truncate="NONE")["error"]["message"]
+    )
     assert "text only" in post(embedder, "/v2/embed", texts=["x"], images=["data:"])["error"]["message"]
 
 
@@ -140,7 +142,7 @@ def test_one_route_for_all(embedder: Server) -> None:
         ("/v1/embeddings", {"input": ""}, None),
         ("/v1/embeddings", {"input": []}, "input"),
         ("/v1/embeddings", {}, "input"),
-        ("/v1/embeddings", {"input": "x " * 300}, "takes 256"),
+        ("/v1/embeddings", {"input": "x " * 300}, "length is 256 tokens"),
         ("/v1/embeddings", {"input": "x " * 300, "truncate_prompt_tokens": -1}, None),
         ("/v1/embeddings", {"input": [[30522]]}, "token id 30522"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "one query"),

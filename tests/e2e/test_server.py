@@ -53,7 +53,10 @@ def test_wrong_requests_get_one_sentence_and_leave_nothing(server: Server) -> No
     ):
         answer = httpx.post(f"{server.url}/v1/completions", json=body)
         assert answer.status_code == 400, body
-        assert answer.json()["error"]["param"] == param
+        error = answer.json()["error"]
+        assert error["param"] == param
+        too_long = param in ("max_tokens", "input_tokens")  # and clients know it by these words
+        assert ("this model's maximum context length is" in error["message"]) == too_long
     server.wait_metric("vllm:num_requests_waiting", 0)
 
 
