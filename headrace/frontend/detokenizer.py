@@ -72,9 +72,19 @@ class _Stream:
     def __init__(self, tokenizer: Tokenizer, context: list[int], skip_special_tokens: bool):
         self._tokenizer = tokenizer.hf._tokenizer
         self._skip = skip_special_tokens
-        self._stream = DecodeStream(ids=context, skip_special_tokens=skip_special_tokens)
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        given = "".join(map(self._step, context))
+        # The end of the context, if that is half of a character: of its text the output has what it makes whole.
+        self._held = self._tokenizer.decode(context, skip_special_tokens=skip_special_tokens).removeprefix(given)
 
     def __call__(self, token_id: int) -> str:
+        text = self._step(token_id)
+        if text and self._held:
+            known = self._held if text.startswith(self._held) else self._held.rstrip(REPLACEMENT)
+            text, self._held = text.removeprefix(known), ""
+        return text
+
+    def _step(self, token_id: int) -> str:
         try:
             return self._stream.step(self._tokenizer, token_id) or ""
         except Exception as error:

@@ -72,6 +72,16 @@ def test_bytes_that_become_no_character_do_not_stop_the_text(tokenizer: Tokenize
     assert "".join(pieces).endswith(" on it goes")
 
 
+@pytest.mark.parametrize("text", ["half of 🌫 and on", "its own \ufffd\ufffd and on"])
+def test_of_a_prompt_that_ends_within_a_character_nothing_is_said_again(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    for cut in range(1, len(ids)):
+        prompt = tokenizer.decode(ids[:cut])
+        known = prompt if text.startswith(prompt) else prompt.rstrip("\ufffd")  # the output makes it whole
+        detokenizer = Detokenizer(tokenizer, ids[:cut], SamplingParams())
+        assert known + "".join(feed(detokenizer, ids[cut:])[0]) == text
+
+
 @pytest.mark.parametrize(("spaced", "text"), [(True, "a <x> <y> a <x>"), (False, "a <x><y> a <x>")])
 def test_special_tokens_in_a_row(spaced: bool, text: str) -> None:
     """Of a tokenizer that puts a space between any two tokens."""
