@@ -76,14 +76,14 @@ async def read_prompts(context: Context, body: CompletionRequest) -> list[Prompt
 
 
 class CompletionWriter(Writer):
-    """Choices are numbered prompt by prompt. Remembers how long each one's text is by now."""
+    """Choices are numbered prompt by prompt. Remembers where the text of each one's next token begins."""
 
     def __init__(self, body: CompletionRequest, job: Job):
         super().__init__(body, job)
         self._body = body
         self._name = token_namer(job.context, body)
         self._echo_only = echo_only(body)
-        self._lengths: dict[int, int] = {}  # of each choice's text so far; a choice not in here has not begun
+        self._offsets: dict[int, int] = {}  # in the texts of a choice's tokens; one not in here has not begun
         self._prompt_logprobs: dict[int, list[PositionLogprobs | None]] = {}
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Completion:
@@ -123,14 +123,13 @@ class CompletionWriter(Writer):
     def _choice(self, prompt: int, output: RequestOutput, sequence: CompletionOutput) -> CompletionChoice:
         body, job = self._body, self.job
         index = prompt * job.params.n + sequence.index
-        first = index not in self._lengths
+        first = index not in self._offsets
         text = "" if self._echo_only else sequence.text
         token_ids = [] if self._echo_only else list(sequence.token_ids)
         logprobs = self._logprobs(prompt, sequence, token_ids, index, echo=first and bool(body.echo))
         if first and body.echo:
             text = self._prompt_text(prompt) + text
             token_ids = job.prompts[prompt] + token_ids
-        self._lengths[index] = self._lengths.get(index, 0) + len(text)
         ids_wanted, embeds = bool(body.return_token_ids), job.admitted[prompt].embeds
         return CompletionChoice(
             index=index,
@@ -153,6 +152,7 @@ class CompletionWriter(Writer):
         self, prompt: int, sequence: CompletionOutput, token_ids: list[int], index: int, *, echo: bool
     ) -> CompletionLogprobs | None:
         """Of the new tokens, after those of the prompt where it is echoed."""
+        offset = self._offsets.setdefault(index, 0)
         if self._body.logprobs is None:
             return None
         positions: list[PositionLogprobs | None] = []
@@ -160,4 +160,6 @@ class CompletionWriter(Writer):
         if echo:
             token_ids = self.job.prompts[prompt] + token_ids
             positions = self._prompt_logprobs[prompt] + positions
-        return completion_logprobs(token_ids, positions, self._lengths.get(index, 0), self._name)
+        found = completion_logprobs(token_ids, positions, offset, self._name)
+        self._offsets[index] += sum(map(len, found.tokens))
+        return found

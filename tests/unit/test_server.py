@@ -124,17 +124,18 @@ async def test_many_prompts_are_numbered_prompt_by_prompt() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_echo_and_logprobs(stream: bool) -> None:
-    body = {"prompt": "ab", "echo": True, "logprobs": 2, "add_special_tokens": False, "stream": stream}
+    """Offsets count the tokens as they are shown, those that the text leaves out as well."""
+    body = {"prompt": "ab", "echo": True, "logprobs": 2, "stream": stream}
     async with serving("cd") as (client, _):
         response = await client.post(COMPLETIONS, json=body)
     choices = [chunk["choices"][0] for chunk in events(response)] if stream else response.json()["choices"]
     assert "".join(choice["text"] for choice in choices) == "abcd"
     joined = {key: [entry for c in choices for entry in c["logprobs"][key]] for key in choices[0]["logprobs"]}
     assert joined == {
-        "text_offset": [0, 1, 2, 3],
-        "tokens": ["a", "b", "c", "d"],
-        "token_logprobs": [None, -1.0, -1.0, -1.0],
-        "top_logprobs": [None, *({c: -1.0, chr(ord(c) - 1): -0.5} for c in "bcd")],
+        "text_offset": [0, 1, 2, 3, 4],
+        "tokens": ["\x02", "a", "b", "c", "d"],
+        "token_logprobs": [None, -1.0, -1.0, -1.0, -1.0],
+        "top_logprobs": [None, *({c: -1.0, chr(ord(c) - 1): -0.5} for c in "abcd")],
     }
 
 
