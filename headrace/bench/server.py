@@ -19,7 +19,7 @@ import httpx
 
 from headrace.command import flag_value, need_command
 from headrace.errors import ConfigError, HeadraceError
-from headrace.remote import api_key
+from headrace.remote import address, api_key
 
 OBITUARY = [  # becomes the command that follows our pid, having asked for SIGTERM at our death (1: PR_SET_PDEATHSIG)
     *(sys.executable, "-ISc"),
@@ -45,7 +45,7 @@ def url_of(words: Sequence[str]) -> str:
     if host in ("0.0.0.0", "::", "localhost"):
         host = "127.0.0.1"
     scheme = "https" if flag_value(words, "--ssl-certfile") else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return address(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 @contextmanager

@@ -246,6 +246,7 @@ def test_what_a_command_prints_is_kept_and_shown(tmp_path: Path, capfd: pytest.C
     ("flags", "sentence"),
     [
         ([], "say what to measure: --serve-cmd starts a server, --base-url names one that runs."),
+        (["--serve-cmd", "x --port abc"], "'http://127.0.0.1:abc' is no server's address"),
         (["--base-url", "http://x", "--suite", "speed"], "there is no suite 'speed'"),
         (["--base-url", "http://x", "--suite", "rate", "--input-lens", "4"], "--suite leaves it out"),
         (["--base-url", "http://x", "--slo", "ttft=3"], "--slo 'ttft=3' is no objective such as ttft_p99=200ms"),
