@@ -31,7 +31,8 @@ def address(text: str) -> str:
         good = False
     if not good:
         raise ConfigError(
-            f"{text!r} is no server's address: http:// or https://, a host and perhaps a port, 65535 at most."
+            f"{text!r} is no server's address: it must be like http://localhost:8000 or https://host, with no port "
+            "above 65535."
         )
     return url
 

@@ -476,7 +476,7 @@ def test_the_commands_of_vllms_users(tmp_path: Path) -> None:
         (["--tp", "2"], "--tensor-parallel-size without --device: name the device"),
         (["--save-result", "--result-dir", __file__], "can't be written to: File exists."),
         (["--save-result", "--result-filename", f"{__file__}/x.json"], "can't be written to: File exists."),
-        (["--base-url", "ftp://x"], "'ftp://x' is no server's address: http:// or https://, "),
+        (["--base-url", "ftp://x"], "'ftp://x' is no server's address: it must be like http://"),
     ],
 )
 def test_flags_that_cannot_work(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     result |= beyond(arguments, plan, done, server_metrics={"before": before, "after": after})
     said = judged(speed, result, before, after)
     print_result(arguments, plan, done, result)
-    print(*said, sep="\n")
+    for sentence in said:
+        print(sentence)
     trouble = save(arguments, directory, result) if saves else []
     for sentence in trouble:
         print(f"headrace: error: {sentence}.", file=sys.stderr)
