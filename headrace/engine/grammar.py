@@ -184,6 +184,10 @@ class Grammars:
     def _fill(self, grammars: list[Grammar]) -> None:
         masks = np.zeros((len(grammars), self._num_words), np.uint32)
         places = [(grammar.matcher, place) for place, grammar in enumerate(grammars) if grammar.matcher is not None]
-        self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(grammars))
-        for grammar, mask in zip(grammars, masks, strict=True):
-            grammar.offer(mask)
+        try:
+            self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(grammars))
+            for grammar, mask in zip(grammars, masks, strict=True):
+                grammar.offer(mask)
+        except Exception as error:  # nobody awaits this thread's result, and the requests would wait for ever
+            for grammar in grammars:
+                grammar.error = f"The grammar's next tokens can't be computed: {error}"

@@ -163,12 +163,16 @@ def test_structural_formats_that_can_not_be_get_a_sentence(format: dict[str, Any
         grammar_of(StructuredOutputsParams(structural_tag={"type": "structural_tag", "format": format}))
 
 
-def test_a_token_that_no_mask_allows_shows_that_all_others_were_ruled_out() -> None:
+def test_a_grammar_that_can_not_go_on_has_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from llguidance import LLTokenizer
 
     grammars = Grammars(lambda: LLTokenizer("byte"), 512, [])
-    grammar = grammars.start(grammar_of(StructuredOutputsParams(choice=["yes"])), False)
-    while not grammar.settle():
+    ruled_out, unlucky = (grammars.start(grammar_of(StructuredOutputsParams(choice=["yes"])), False) for _ in range(2))
+    while not (ruled_out.settle() and unlucky.settle()):
         time.sleep(0.01)
-    assert not grammar.accept(ord("z"))
-    assert grammar.error is not None and "rule out all" in grammar.error
+    assert not ruled_out.accept(ord("z"))
+    assert ruled_out.error is not None and "rule out all" in ruled_out.error
+    monkeypatch.setattr(grammars, "_executor", None)
+    grammars.advance([unlucky])
+    grammars.await_any([], 5)
+    assert unlucky.error is not None and "can't be computed" in unlucky.error
