@@ -46,12 +46,10 @@ def raw(content: bytes, path: str = COMPLETIONS) -> tuple[str, bytes]:
 
 
 DEEP = b"[" * 50_000 + b"]" * 50_000
-FORGED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 50_000}}]}
 HOSTILE: dict[str, tuple[str, Any]] = {
     # Bodies that are no bodies.
     "50,000 levels of JSON": raw(b'{"prompt": "a", "x": ' + DEEP + b"}"),
     "50,000 levels in a schema": chat(guided_json=DEEP.decode()),
-    "50,000 levels in a message": chat(messages=[FORGED]),
     "1e999": raw(b'{"prompt": "a", "temperature": 1e999}'),
     "NaN": raw(b'{"prompt": "a", "temperature": NaN}'),
     "an integer of 5,000 digits": raw(b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}"),
