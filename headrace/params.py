@@ -116,6 +116,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         """How many are generated, of which ``n`` are given."""
         return self.best_of or self.n
 
+    @classmethod
+    def from_optional(cls, **fields: Any) -> "SamplingParams":
+        """The parameters that ``fields`` set, where None means the default (of ``max_tokens``: no limit)."""
+        return cls(**{name: value for name, value in fields.items() if value is not None or name == "max_tokens"})
+
     def clone(self, **changes: Any) -> "SamplingParams":
         """A copy with ``changes`` applied and validated."""
         return msgspec.structs.replace(self, **changes)

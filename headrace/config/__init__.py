@@ -33,12 +33,11 @@ __all__ = [
     "GROUPS",
     "MODEL_LEN_THAT_FITS",
     "OPTIONS",
-    "AsyncEngineArgs",
     "Config",
-    "EngineArgs",
     "Option",
     "ProfilerSettings",
     "ServerOptions",
+    "VllmConfig",
     "find_option",
     "nearest",
     "profiler_settings",
@@ -152,7 +151,7 @@ class Config:
                 raise ConfigError(f"--logits-processors must each be module:Class, got {path!r}.")
 
 
-EngineArgs = AsyncEngineArgs = Config.from_kwargs
+VllmConfig = Config  # for users' logits processors
 GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {option.name: option for option in options_of(GROUPS)}
 SPELLINGS: dict[str, str] = {

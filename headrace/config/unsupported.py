@@ -103,7 +103,9 @@ class FeatureOptions:
     reasoning_parser_plugin: str | None = option(None, "Your own reasoning format.", later=OWN_FORMATS, neutral=("",))
     allowed_local_media_path: str = option("", "Directory that requests may name files of.", later="media in prompts")
     allowed_media_domains: list[str] = option([], "Hosts that media may come from.", later="media in prompts")
-    limit_mm_per_prompt: str | None = option(None, "Most media items in a prompt.", later="media in prompts")
+    limit_mm_per_prompt: dict[str, Any] | None = option(
+        None, "Most media items in a prompt, by kind.", later="media in prompts"
+    )
     mm_processor_kwargs: dict[str, Any] | None = option(
         None, "Settings of the media processor.", later="media in prompts"
     )

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.config import Config
 from headrace.engine.client import EngineProcess
@@ -31,6 +31,7 @@ from headrace.frontend.observer import Observer
 from headrace.frontend.pooling import PoolingTrack
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
+from headrace.frontend.validation import tokenization
 from headrace.models import source
 from headrace.types import (
     Abort,
@@ -45,6 +46,9 @@ from headrace.types import (
     SamplingParams,
     Stats,
 )
+
+if TYPE_CHECKING:
+    from headrace.frontend.async_engine import AsyncLLMEngine
 
 TOKENIZER_THREADS = 4
 T = TypeVar("T")
@@ -126,16 +130,22 @@ class AsyncLLM:
             raise
         return cls(config, config.model.served_model_name or [files.name], engine, door)
 
-    @classmethod
-    async def from_engine_args(cls, config: Config) -> "AsyncLLM":
-        """vLLM's name for ``start``."""
-        return await cls.start(config)
+    @staticmethod
+    def from_engine_args(engine_args: Any) -> "AsyncLLMEngine":
+        """An ``AsyncLLM`` to be, by vLLM's ``AsyncEngineArgs``: it starts when it is awaited, or first used."""
+        from headrace.frontend.async_engine import AsyncLLMEngine  # which is made of this class
+
+        return AsyncLLMEngine.from_engine_args(engine_args)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.door.needed_tokenizer()
+
+    async def get_tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self.tokenizer.hf
 
     @property
     def num_unfinished(self) -> int:
@@ -170,13 +180,16 @@ class AsyncLLM:
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
+        **others: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Outputs as ``sampling_params.output_kind`` asks for them. Closing the generator early aborts the request.
 
+        ``others``: what else vLLM's method takes.
         Raises ``RequestError``, ``QueueFullError`` or ``ShuttingDownError`` before anything is queued, and
         ``EngineDeadError`` if the engine dies.
         """
-        admitted = await self.prepare(prompt, sampling_params, add_special_tokens, truncate_prompt_tokens)
+        own = {"add_special_tokens": add_special_tokens, "truncate_prompt_tokens": truncate_prompt_tokens}
+        admitted = await self.prepare(prompt, sampling_params, **own | tokenization(others))
         async with aclosing(self.run(admitted, request_id, priority=priority, cache_salt=cache_salt)) as outputs:
             async for output in outputs:
                 yield output
@@ -198,13 +211,18 @@ class AsyncLLM:
                     yield output
 
     async def prepare_pooling(
-        self, prompts: Sequence[Prompt | tuple[str, str]], params: PoolingParams, add_special_tokens: bool = True
+        self,
+        prompts: Sequence[Prompt | tuple[str, str]],
+        params: PoolingParams,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[Admitted]:
         """Tokenize prompts, or pairs of texts, and make every check; nothing is queued."""
         self._check_open()
 
         def admit_all() -> list[Admitted]:
-            return [self.door.admit_pooling(prompt, params, add_special_tokens) for prompt in prompts]
+            cut = (add_special_tokens, truncate_prompt_tokens)
+            return [self.door.admit_pooling(prompt, params, *cut) for prompt in prompts]
 
         ready = await asyncio.get_running_loop().run_in_executor(self._threads, admit_all)
         self._check_queue(sum(len(admitted.token_ids) for admitted in ready))
@@ -221,10 +239,11 @@ class AsyncLLM:
         return track.result()
 
     async def encode(
-        self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
+        self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None, **others: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
-        [admitted] = await self.prepare_pooling([prompt], pooling_params or PoolingParams())
+        params = pooling_params or PoolingParams()
+        [admitted] = await self.prepare_pooling([prompt], params, **tokenization(others))
         yield await self.pool(admitted, request_id)
 
     @asynccontextmanager

@@ -3,8 +3,9 @@
 Owns no requests: what passes here may be queued. Knows the tokenizer and the model's limits; knows no HTTP.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from msgspec.structs import replace
 
@@ -31,8 +32,24 @@ from headrace.frontend.validation import (
 from headrace.models.source import ModelFiles
 from headrace.types import Embeds, EngineInfo, OutputKind, PoolingParams, SamplingParams, Thinking
 
-# A text, its token ids, or {"prompt": …}, {"prompt_token_ids": …} or {"prompt_embeds": a tensor [tokens, dim]}.
-Prompt = str | list[int] | dict[str, Any]
+
+class TextPrompt(TypedDict, total=False):
+    """A prompt as vLLM's users may write it. ``cache_salt`` separates what the prefix cache keeps of it."""
+
+    prompt: Required[str]
+    cache_salt: str | None
+
+
+class TokensPrompt(TypedDict, total=False):
+    """The same of token ids; ``prompt`` is the text they stand for, and only handed back."""
+
+    prompt_token_ids: Required[list[int]]
+    prompt: str | None
+    cache_salt: str | None
+
+
+# A text, its token ids, or a dictionary: those above, or {"prompt_embeds": a tensor [tokens, dim]}.
+Prompt = str | list[int] | Mapping[str, Any]
 POOLED = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False, output_kind=OutputKind.FINAL_ONLY)
 
 
@@ -47,6 +64,7 @@ class Admitted:
     thinking: Thinking | None = None
     embeds: Embeds | None = None  # the prompt, if it came so
     pooling: PoolingParams | None = None
+    cache_salt: str | None = None  # that came with the prompt
 
 
 class Door:
@@ -95,7 +113,8 @@ class Door:
             except ValueError as error:
                 raise RequestError(str(error), "vllm_xargs") from error
         grammar, thinking = self._grammar(params), self._thinking(params, token_ids)
-        return Admitted(self._text_of(prompt), token_ids, params, grammar, thinking, embeds)
+        salt = _cache_salt_of(prompt)
+        return Admitted(self._text_of(prompt), token_ids, params, grammar, thinking, embeds, cache_salt=salt)
 
     def needed_tokenizer(self, who: str = "This needs", param: str | None = None) -> Tokenizer:
         """The tokenizer. Raises ``RequestError``, which begins with ``who``, if there is none."""
@@ -147,12 +166,18 @@ class Door:
         return self.marks.thinking(params.reasoning or self.marks.place_after(prompt), budget)
 
     def admit_pooling(
-        self, prompt: Prompt | tuple[str, str], params: PoolingParams, add_special_tokens: bool = True
+        self,
+        prompt: Prompt | tuple[str, str],
+        params: PoolingParams,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> Admitted:
         """A prompt (maybe a pair of texts) to be pooled. Texts are cut at their end, special tokens stay.
 
         Raises ``RequestError`` if it, or ``params`` with it, can't be served.
         """
+        if truncate_prompt_tokens is not None:
+            params = params.clone(truncate_prompt_tokens=truncate_prompt_tokens)
         params = settled(params, self.info)
         add_special_tokens = add_special_tokens and self.info.pair_template is None  # which is complete in itself
         if params.truncate_prompt_tokens is None:
@@ -168,7 +193,7 @@ class Door:
                 closing = min(self._num_closing(prompt, add_special_tokens), most)
                 token_ids = token_ids[: most - closing] + token_ids[len(token_ids) - closing :]
         check_pooled_prompt(token_ids, self.info)
-        return Admitted(None, token_ids, POOLED, pooling=params)
+        return Admitted(None, token_ids, POOLED, pooling=params, cache_salt=_cache_salt_of(prompt))
 
     def _text_of(self, prompt: Prompt) -> str | None:
         """The prompt as text, if that is how it came."""
@@ -182,12 +207,14 @@ class Door:
 
     def _token_ids(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, dict):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-            if unknown or not prompt:
+            given = {name for name, value in prompt.items() if value is not None}
+            if given - {"prompt", "prompt_token_ids", "cache_salt"} or not given - {"cache_salt"}:
                 raise RequestError(
-                    "A prompt dictionary holds prompt or prompt_token_ids, or, to go on from, prompt_embeds.", "prompt"
+                    "A prompt dictionary holds prompt or prompt_token_ids, or, to go on from, prompt_embeds; "
+                    "cache_salt may stand beside them.",
+                    "prompt",
                 )
-            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
+            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in given else prompt["prompt"]
         if isinstance(prompt, str):
             return self._text_tokenizer().encode(prompt, add_special_tokens)
         if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:  # booleans are none
@@ -205,6 +232,13 @@ class Door:
 
     def _text_tokenizer(self) -> Tokenizer:
         return self.needed_tokenizer("Text prompts need", "prompt")
+
+
+def _cache_salt_of(prompt: Prompt | tuple[str, str]) -> str | None:
+    salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise RequestError("cache_salt must be a text that is not empty.", "cache_salt")
+    return salt
 
 
 def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:

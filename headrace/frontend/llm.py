@@ -1,12 +1,17 @@
 """The synchronous handle: an engine in this process, for scripts and notebooks. Knows neither processes nor HTTP."""
 
+import dataclasses
 import gc
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec.structs import replace
 
 from headrace.config import Config
+from headrace.config.options import ModelOptions
 from headrace.engine.core import Engine
 from headrace.engine.threads import wait_briefly
 from headrace.errors import ProfilerActiveError, ProfilerError, RequestError
@@ -19,6 +24,7 @@ from headrace.frontend.progress import prompt_progress, startup_progress
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
+from headrace.frontend.validation import check_priority, tokenization
 from headrace.models import source
 from headrace.types import (
     ClassificationOutput,
@@ -30,8 +36,19 @@ from headrace.types import (
     SamplingParams,
 )
 
+if TYPE_CHECKING:
+    from headrace.frontend.llm_engine import LLMEngine
+
 T = TypeVar("T")
 Messages = list[dict[str, Any]]
+Shown = bool | Callable[..., Any]  # whether a bar shows progress, or what makes one, such as tqdm
+
+
+def _absent(what: str) -> Callable[..., Any]:
+    def method(self: "LLM", *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"This version does not have {what} yet.")
+
+    return method
 
 
 class LLM:
@@ -54,6 +71,7 @@ class LLM:
         self.info = self._engine.info
         self.door = Door(self.config, self.info, load_tokenizer(files, self.config))
         self._tracker = Tracker([])
+        self._queued: list[Track] = []  # by ``enqueue``
         self._ids = map(str, itertools.count())
 
     @property
@@ -64,6 +82,23 @@ class LLM:
         """The transformers tokenizer."""
         return self.tokenizer.hf
 
+    @classmethod
+    def from_engine_args(cls, engine_args: Any) -> "LLM":
+        """The LLM that vLLM's ``EngineArgs`` ask for."""
+        return cls(**dataclasses.asdict(engine_args))
+
+    @cached_property
+    def llm_engine(self) -> "LLMEngine":
+        """The same engine for callers who make each step themselves."""
+        from headrace.frontend.llm_engine import LLMEngine  # which is made of this class
+
+        return LLMEngine(self)
+
+    @property
+    def model_config(self) -> ModelOptions:
+        """The model's options, with the length and the type that the engine settled on."""
+        return dataclasses.replace(self.config.model, max_model_len=self.info.max_model_len, dtype=self.info.dtype)
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's makers advise."""
         return SamplingParams(**self.info.default_sampling)
@@ -72,30 +107,47 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         priority: Sequence[int] | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Complete one or many prompts (texts or token ids); the outputs are in their order.
 
-        ``sampling_params``: one for all, or one a prompt; the model's defaults if None. Raises ``RequestError`` before
+        ``sampling_params``: one for all, or one a prompt; the model's defaults if None. ``use_tqdm``: whether a bar
+        shows progress, or what makes one. ``others``: what else vLLM's method takes. Raises ``RequestError`` before
         anything runs if one prompt or its parameters can't be served.
         """
-        many = _as_list(prompts)
-        params = self._params(sampling_params, len(many))
-        urgency = _one_each(priority or 0, len(many), "priorities")
-        tracks = [self._track(*one) for one in zip(many, params, urgency, strict=True)]
+        return self._run(self._tracks(prompts, sampling_params, priority, others), use_tqdm)
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        priority: Sequence[int] | None = None,
+        **others: Any,
+    ) -> list[str]:
+        """Keep prompts as ``generate`` takes them until ``wait_for_completion``; the ids of their requests."""
+        tracks = self._tracks(prompts, sampling_params, priority, others)
+        self._queued += tracks
+        return [track.request_id for track in tracks]
+
+    def wait_for_completion(self, *, use_tqdm: Shown = True) -> list[RequestOutput]:
+        """Complete what was enqueued since the last time, all of it together; the outputs in that order."""
+        tracks, self._queued = self._queued, []
         return self._run(tracks, use_tqdm)
 
     def chat(
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         chat_template: str | None = None,
+        chat_template_content_format: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         tools: list[dict[str, Any]] | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or many; each is a list of ``{"role": …, "content": …}``.
 
@@ -112,7 +164,7 @@ class LLM:
                 chat_template=chat_template or self.door.chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                content_format=options.chat_template_content_format,
+                content_format=chat_template_content_format or options.chat_template_content_format,
                 template_kwargs=options.default_chat_template_kwargs | (chat_template_kwargs or {}),
                 tools=tools,
             )
@@ -120,7 +172,8 @@ class LLM:
         ]
         continued = [final_text(conversation) if continue_final_message else None for conversation in conversations]
         params = map(self.door.placed, self._params(sampling_params, len(texts)), texts, continued)
-        tracks = [self._track(text, p, add_special_tokens=False) for text, p in zip(texts, params, strict=True)]
+        as_rendered = {"add_special_tokens": False} | tokenization(others)
+        tracks = [self._track(text, p, **as_rendered) for text, p in zip(texts, params, strict=True)]
         return self._run(tracks, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
@@ -137,14 +190,15 @@ class LLM:
                 if output := track.output():
                     yield output
         finally:
-            self._alive.abort(self._tracker.abort(track.request_id))
+            self._abort(track.request_id)
 
     def beam_search(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: BeamSearchParams,
-        use_tqdm: bool = False,
+        use_tqdm: Shown = False,
         concurrency_limit: int | None = None,
+        **others: Any,
     ) -> list[BeamSearchOutput]:
         """The ``beam_width`` likeliest continuations of each prompt that a beam search finds.
 
@@ -152,8 +206,8 @@ class LLM:
         """
         if concurrency_limit is not None and concurrency_limit < 1:
             raise RequestError(f"concurrency_limit must be at least 1, got {concurrency_limit}.", "concurrency_limit")
-        many = _as_list(prompts)
-        tracks = [self._track(prompt, params.sampling_params) for prompt in many]
+        options = tokenization(others)
+        tracks = [self._track(prompt, params.sampling_params, **options) for prompt in _as_list(prompts)]
         at_once = concurrency_limit or len(tracks)
         outputs: list[RequestOutput] = []
         for first in range(0, len(tracks), at_once):
@@ -166,8 +220,9 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         pooling_task: str | None = None,
+        **others: Any,
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt, as a tensor in ``outputs.data``: by default its main task."""
         import torch
@@ -175,38 +230,45 @@ class LLM:
         many = _as_list(prompts)
         each = _one_each(pooling_params or PoolingParams(), len(many), "pooling parameters")
         prepared = [(prompt, one.clone(task=pooling_task or one.task)) for prompt, one in zip(many, each, strict=True)]
-        outputs = self._pool(prepared, use_tqdm)
+        outputs = self._pool(prepared, use_tqdm, others)
         for output in outputs:
             output.outputs.data = torch.from_numpy(output.outputs.data)
         return outputs
 
+    def reward(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[PoolingRequestOutput]:
+        """What the model's head makes of each token of each prompt, as ``encode`` gives it."""
+        return self.encode(prompts, pooling_task="token_classify", **options)
+
     def embed(
         self,
         prompts: Prompt | Sequence[Prompt],
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         pooling_params: PoolingParams | None = None,
+        **others: Any,
     ) -> list[PoolingRequestOutput]:
         """The prompts' vectors, as lists in ``outputs.embedding``."""
-        return self._pooled(prompts, "embed", pooling_params, use_tqdm, lambda data: EmbeddingOutput(data.tolist()))
+        outputs = self._pool(_with_task(prompts, "embed", pooling_params), use_tqdm, others)
+        return [replace(output, outputs=EmbeddingOutput(output.outputs.data.tolist())) for output in outputs]
 
     def classify(
         self,
         prompts: Prompt | Sequence[Prompt],
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         pooling_params: PoolingParams | None = None,
+        **others: Any,
     ) -> list[PoolingRequestOutput]:
         """The prompts' class probabilities, as lists in ``outputs.probs``."""
-        return self._pooled(
-            prompts, "classify", pooling_params, use_tqdm, lambda data: ClassificationOutput(data.tolist())
-        )
+        outputs = self._pool(_with_task(prompts, "classify", pooling_params), use_tqdm, others)
+        return [replace(output, outputs=ClassificationOutput(output.outputs.data.tolist())) for output in outputs]
 
     def score(
         self,
         data_1: str | Sequence[str],
         data_2: str | Sequence[str],
-        use_tqdm: bool = True,
+        use_tqdm: Shown = True,
         pooling_params: PoolingParams | None = None,
         instruction: str | None = None,
+        **others: Any,
     ) -> list[PoolingRequestOutput]:
         """How well each pair of texts goes together, in ``outputs.score``: one query with all documents, or by twos.
 
@@ -214,33 +276,26 @@ class LLM:
         """
         scoring = Scoring(_as_list(data_1), _as_list(data_2), self.info, instruction)
         params = (pooling_params or PoolingParams()).clone(task=scoring.task)
-        return scoring.results(self._pool([(prompt, params) for prompt in scoring.prompts], use_tqdm))
-
-    def _pooled(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        task: str,
-        params: PoolingParams | None,
-        use_tqdm: bool,
-        shape: Callable[[Any], Any],
-    ) -> list[PoolingRequestOutput]:
-        params = (params or PoolingParams()).clone(task=task)
-        outputs = self._pool([(prompt, params) for prompt in _as_list(prompts)], use_tqdm)
-        for output in outputs:
-            output.outputs = shape(output.outputs.data)
-        return outputs
+        return scoring.results(self._pool([(prompt, params) for prompt in scoring.prompts], use_tqdm, others))
 
     def _pool(
-        self, prompts: Sequence[tuple[Prompt | tuple[str, str], PoolingParams]], use_tqdm: bool
+        self,
+        prompts: Sequence[tuple[Prompt | tuple[str, str], PoolingParams]],
+        use_tqdm: Shown,
+        others: dict[str, Any],
     ) -> list[PoolingRequestOutput]:
         """Pool all prompts, each checked before anything runs."""
-        ready = [self.door.admit_pooling(prompt, params) for prompt, params in prompts]
-        tracks = [PoolingTrack(next(self._ids), admitted, self.door) for admitted in ready]
+        options = tokenization(others)
+        tracks = [self._pooling_track(prompt, params, **options) for prompt, params in prompts]
         by_length = sorted(tracks, key=lambda track: len(track.admitted.token_ids))  # a CPU attends the like together
         self._finish(by_length, use_tqdm)
         return [track.result() for track in tracks]
 
     # -- the engine -------------------------------------------------------------------------------------------------
+
+    sleep, wake_up = _absent("sleep mode"), _absent("sleep mode")
+    collective_rpc, apply_model = _absent("workers to be called"), _absent("workers to be called")
+    get_metrics = _absent("metrics without a server")
 
     def reset_prefix_cache(self) -> None:
         self._alive.reset_prefix_cache()
@@ -274,13 +329,33 @@ class LLM:
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         return _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling parameters")
 
-    def _track(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0, *, add_special_tokens: bool = True
-    ) -> Track:
-        admitted = self.door.admit(prompt, params, add_special_tokens)
+    def _tracks(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+        others: dict[str, Any],
+    ) -> list[Track]:
+        options = tokenization(others)
+        many = _as_list(prompts)
+        params = self._params(sampling_params, len(many))
+        urgency = _one_each(priority or 0, len(many), "priorities")
+        return [self._track(*one, **options) for one in zip(many, params, urgency, strict=True)]
+
+    def _track(self, prompt: Prompt, params: SamplingParams, priority: int = 0, **options: Any) -> Track:
+        admitted = self.door.admit(prompt, params, **options)
         if admitted.grammar is not None:
             check_grammar(admitted.grammar)
         return new_track(next(self._ids), admitted, self.door, priority)
+
+    def _pooling_track(
+        self, prompt: Prompt | tuple[str, str], params: PoolingParams, priority: int = 0, **options: Any
+    ) -> PoolingTrack:
+        check_priority(priority, self.config)
+        return PoolingTrack(next(self._ids), self.door.admit_pooling(prompt, params, **options), self.door, priority)
+
+    def _abort(self, request_id: str) -> None:
+        self._alive.abort(self._tracker.abort(request_id))
 
     def _submit(self, track: Track) -> None:
         self._tracker.add(track)
@@ -295,11 +370,11 @@ class LLM:
             self._alive.submit(submit)
         return changed
 
-    def _run(self, tracks: list[Track], use_tqdm: bool) -> list[RequestOutput]:
+    def _run(self, tracks: list[Track], use_tqdm: Shown) -> list[RequestOutput]:
         self._finish(tracks, use_tqdm)
         return [_final(track) for track in tracks]
 
-    def _finish(self, tracks: Sequence[Track], use_tqdm: bool) -> None:
+    def _finish(self, tracks: Sequence[Track], use_tqdm: Shown) -> None:
         """Step the engine until all ``tracks`` are finished."""
         try:
             for track in tracks:
@@ -311,7 +386,7 @@ class LLM:
                             ended(track.metrics.num_generation_tokens)
         except BaseException:  # an interrupt leaves nothing running
             for request_id in list(self._tracker.tracks):
-                self._alive.abort(self._tracker.abort(request_id))
+                self._abort(request_id)
             raise
 
 
@@ -327,6 +402,13 @@ def _one_each(given: T | Sequence[T], count: int, kind: str) -> list[T]:
     if len(given) != count:
         raise RequestError(f"There are {count} prompts but {len(given)} {kind}.")
     return list(given)
+
+
+def _with_task(
+    prompts: Prompt | Sequence[Prompt], task: str, params: PoolingParams | None
+) -> list[tuple[Prompt | tuple[str, str], PoolingParams]]:
+    params = (params or PoolingParams()).clone(task=task)
+    return [(prompt, params) for prompt in _as_list(prompts)]
 
 
 def _final(track: Track) -> RequestOutput:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -49,8 +50,15 @@ def _stage_log() -> Callable[[Progress], None]:
 
 
 @contextmanager
-def prompt_progress(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Gives what is to be called at each prompt's end, with its number of tokens; a bar, if ``shown``, tells of it."""
+def prompt_progress(total: int, shown: bool | Callable[..., Any]) -> Iterator[Callable[[int], None]]:
+    """Gives what is to be called at each prompt's end, with its number of tokens; a bar, if ``shown``, tells of it.
+
+    ``shown`` may also be what makes a bar, such as ``tqdm``.
+    """
+    if callable(shown):
+        with shown(total=total, desc="Prompts") as own:
+            yield lambda new_tokens: own.update(1)
+        return
     columns = (DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[speed]}"))
     began, tokens = time.monotonic(), 0
     with Bars(*columns, console=Console(stderr=True), disable=not shown) as bars:

@@ -46,7 +46,7 @@ class Track:
         self, request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
     ):
         self.request_id, self.admitted, self.door = request_id, admitted, door
-        self.priority, self.cache_salt = priority, cache_salt
+        self.priority, self.cache_salt = priority, cache_salt or admitted.cache_salt
         self.wanted, self.params = admitted.params, self.generating(admitted.params)
         self.tokenizer = door.tokenizer if self.params.detokenize else None
         self._bad_word_ids = door.tokenizer.bad_word_ids(self.params.bad_words) if door.tokenizer else []

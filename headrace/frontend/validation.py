@@ -132,6 +132,39 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
         raise RequestError("top_k must be less than 2**31.", "top_k")
 
 
+class LoRARequest:
+    """vLLM's name for an adapter to generate with; there is none to make."""
+
+    def __init__(self, *_: Any, **__: Any):
+        raise NotImplementedError("LoRARequest needs LoRA, which this version does not have yet.")
+
+
+LATER = {  # arguments of vLLM's methods, and what any value but None of them needs
+    "lora_request": "LoRA",
+    "mm_processor_kwargs": "media in prompts",
+    "trace_headers": "OpenTelemetry traces",
+    "data_parallel_rank": "data parallelism",
+}
+
+
+def tokenization(others: dict[str, Any]) -> dict[str, Any]:
+    """The ``tokenization_kwargs`` among the arguments of vLLM's methods that are none of ours by name.
+
+    Raises ``RequestError`` if they, or any other of those arguments, ask for what is not there.
+    """
+    options: dict[str, Any] = others.pop("tokenization_kwargs", None) or {}
+    for name, value in others.items():
+        if name not in LATER:
+            raise TypeError(f"unexpected argument {name!r}")
+        if any(entry is not None for entry in (value if isinstance(value, list) else [value])):
+            raise RequestError(f"{name} needs {LATER[name]}, which this version does not have yet: leave it out.", name)
+    for name in options.keys() - {"add_special_tokens", "truncate_prompt_tokens"}:
+        raise RequestError(
+            f"tokenization_kwargs may hold add_special_tokens and truncate_prompt_tokens, not {name}.", name
+        )
+    return options
+
+
 def check_priority(priority: int, config: Config) -> None:
     if priority and config.scheduler.scheduling_policy != "priority":
         raise RequestError(

@@ -10,8 +10,8 @@ from .server import Server
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (
-    *("batch", "beam-search", "messages", "prompt-embeds", "reasoning", "responses", "structured-output", "tokens"),
-    "tools",
+    *("batch", "beam-search", "messages", "prompt-embeds", "python", "reasoning", "responses", "structured-output"),
+    *("tokens", "tools"),
 )
 EXAMPLES = [
     pytest.param(code, id=f"{page}-{place}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from headrace import EngineArgs
 from headrace.config import GROUPS, OPTIONS, Config
 from headrace.config.plugin import load_class
 from headrace.errors import ConfigError
@@ -117,7 +116,7 @@ def test_older_spellings_become_todays(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_replace_keeps_the_rest_and_checks() -> None:
-    config = EngineArgs(model="m", max_model_len="2K")
+    config = Config.from_kwargs(model="m", max_model_len="2K")
     changed = config.replace(max_model_len=512, dtype="float32")
     assert (changed.model.model, changed.model.max_model_len, changed.model.dtype) == ("m", 512, "float32")
     assert config.model.max_model_len == 2048
