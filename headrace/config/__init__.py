@@ -33,10 +33,15 @@ __all__ = [
     "GROUPS",
     "MODEL_LEN_THAT_FITS",
     "OPTIONS",
+    "CompilationConfig",
     "Config",
+    "KVTransferConfig",
     "Option",
+    "PoolerConfig",
+    "ProfilerConfig",
     "ProfilerSettings",
     "ServerOptions",
+    "StructuredOutputsConfig",
     "VllmConfig",
     "find_option",
     "nearest",
@@ -152,6 +157,7 @@ class Config:
 
 
 VllmConfig = Config  # for users' logits processors
+CompilationConfig = KVTransferConfig = PoolerConfig = ProfilerConfig = StructuredOutputsConfig = dict  # as options
 GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {option.name: option for option in options_of(GROUPS)}
 SPELLINGS: dict[str, str] = {

@@ -93,6 +93,8 @@ class Door:
     ) -> Admitted:
         """Raises ``RequestError`` if the prompt, or ``params`` with it, can't be served."""
         check_generates(self.info)
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params must be SamplingParams, got {params!r}.", "sampling_params")
         if truncate_prompt_tokens is None:
             self._check_text(prompt, "input_tokens")
         if (embeds := self._embeds_of(prompt)) is not None:

@@ -375,17 +375,19 @@ class LLM:
         return [_final(track) for track in tracks]
 
     def _finish(self, tracks: Sequence[Track], use_tqdm: Shown) -> None:
-        """Step the engine until all ``tracks`` are finished."""
+        """Step the engine until all ``tracks`` are finished; the requests of others advance with them."""
+        waiting = {track.request_id for track in tracks}
         try:
             for track in tracks:
                 self._submit(track)
             with prompt_progress(len(tracks), use_tqdm) as ended:
-                while self._tracker.tracks:
-                    for track in self._step().values():
-                        if track.finished:
+                while waiting:
+                    for request_id, track in self._step().items():
+                        if track.finished and request_id in waiting:
+                            waiting.remove(request_id)
                             ended(track.metrics.num_generation_tokens)
         except BaseException:  # an interrupt leaves nothing running
-            for request_id in list(self._tracker.tracks):
+            for request_id in waiting:
                 self._abort(request_id)
             raise
 

@@ -84,6 +84,8 @@ async def test_what_is_refused_does_not_reach_the_engine() -> None:
             await anext(llm.generate([65], SamplingParams(), priority=1))
         with pytest.raises(RequestError, match="a list of token ids"):
             await anext(llm.generate([True], SamplingParams()))
+        with pytest.raises(RequestError, match=r"must be SamplingParams, got {'temperature': 0}"):
+            await anext(llm.generate([65], cast(SamplingParams, {"temperature": 0})))
         assert not llm.num_unfinished and process.sent.empty()
 
 

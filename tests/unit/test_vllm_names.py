@@ -9,6 +9,7 @@ import pytest
 
 import headrace
 from headrace import Config, EngineArgs, SamplingParams, TokensPrompt, vllm_names
+from headrace.config import PoolerConfig
 from headrace.engine.client import EngineProcess
 from headrace.errors import RequestError
 from headrace.frontend.async_llm import AsyncLLM
@@ -42,6 +43,8 @@ def test_engine_args_are_flat_and_become_the_configuration() -> None:
     assert (args.max_model_len, args.seed, args.hf_overrides, arguments.my_own) == (2048, 7, {"a": {"b": 5}}, 3)
     args.dtype = "float32"
     expected = {"max_model_len": 2048, "seed": 7, "hf_overrides": {"a": {"b": 5}}, "served_model_name": ["x", "y"]}
+    args.pooler_config = PoolerConfig(pooling_type="MEAN")
+    expected["pooler_config"] = {"pooling_type": "MEAN"}
     config = Config.from_kwargs(**expected, enable_prefix_caching=False, dtype="float32")
     assert Config.from_kwargs(**asdict(args)) == args.create_engine_config() == config
 
