@@ -28,7 +28,7 @@ from headrace.frontend.beam import new_track
 from headrace.frontend.door import Admitted, Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar_async
 from headrace.frontend.observer import Observer
-from headrace.frontend.pooling import PoolingTrack
+from headrace.frontend.pooling import PoolingTrack, with_tensor
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
 from headrace.frontend.validation import tokenization
@@ -244,7 +244,7 @@ class AsyncLLM:
         """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
         params = pooling_params or PoolingParams()
         [admitted] = await self.prepare_pooling([prompt], params, **tokenization(others))
-        yield await self.pool(admitted, request_id)
+        yield with_tensor(await self.pool(admitted, request_id))
 
     @asynccontextmanager
     async def _under_way(self, track: Track) -> AsyncGenerator[Bell, None]:

@@ -19,7 +19,7 @@ from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by,
 from headrace.frontend.chat import render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
-from headrace.frontend.pooling import PoolingTrack, Scoring
+from headrace.frontend.pooling import PoolingTrack, Scoring, with_tensor
 from headrace.frontend.progress import prompt_progress, startup_progress
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
@@ -225,15 +225,10 @@ class LLM:
         **others: Any,
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt, as a tensor in ``outputs.data``: by default its main task."""
-        import torch
-
         many = _as_list(prompts)
         each = _one_each(pooling_params or PoolingParams(), len(many), "pooling parameters")
         prepared = [(prompt, one.clone(task=pooling_task or one.task)) for prompt, one in zip(many, each, strict=True)]
-        outputs = self._pool(prepared, use_tqdm, others)
-        for output in outputs:
-            output.outputs.data = torch.from_numpy(output.outputs.data)
-        return outputs
+        return [with_tensor(output) for output in self._pool(prepared, use_tqdm, others)]
 
     def reward(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[PoolingRequestOutput]:
         """What the model's head makes of each token of each prompt, as ``encode`` gives it."""

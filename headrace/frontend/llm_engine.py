@@ -5,7 +5,7 @@ from typing import Any
 from headrace.errors import RequestError
 from headrace.frontend.door import Prompt
 from headrace.frontend.llm import LLM
-from headrace.frontend.pooling import PoolingTrack
+from headrace.frontend.pooling import PoolingTrack, with_tensor
 from headrace.frontend.tracker import Track
 from headrace.frontend.validation import tokenization
 from headrace.types import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
@@ -59,7 +59,7 @@ class LLMEngine:
         for request_id, track in list(self._tracks.items()):
             if track.request_id not in changed and not track.finished:
                 continue
-            output = track.result() if isinstance(track, PoolingTrack) else track.output()
+            output = with_tensor(track.result()) if isinstance(track, PoolingTrack) else track.output()
             if track.finished:
                 del self._tracks[request_id]
             if output is not None:

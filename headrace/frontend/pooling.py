@@ -45,6 +45,15 @@ class PoolingTrack(Track):
         raise TypeError("a pooling request has a result, no outputs")
 
 
+def with_tensor(output: PoolingRequestOutput) -> PoolingRequestOutput:
+    """The same, holding a torch tensor, as callers from Python expect, where rooms of ours hold an array."""
+    import torch
+
+    if output.outputs.data is not None:  # as it is of an aborted request
+        output.outputs.data = torch.from_numpy(output.outputs.data)
+    return output
+
+
 class Scoring:
     """How well queries and documents go together: the ``prompts`` to pool for it, by which ``task``.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from headrace import LLM, AsyncEngineArgs, AsyncLLM, AsyncLLMEngine, EngineArgs, PoolingParams, SamplingParams
 from headrace.errors import ConfigError, RequestError
@@ -78,7 +79,7 @@ async def test_a_start_that_fails_says_so_to_each_request() -> None:
     await engine.shutdown()
 
 
-def test_steps_may_pool(tiny: Path) -> None:
+async def test_steps_and_streams_may_pool(tiny: Path) -> None:
     llm = LLM(str(tiny), convert="embed", **OPTIONS)
     engine = llm.llm_engine
     engine.add_request("v", "Hello you", PoolingParams(task="embed"), tokenization_kwargs={"truncate_prompt_tokens": 1})
@@ -86,5 +87,11 @@ def test_steps_may_pool(tiny: Path) -> None:
     while engine.has_unfinished_requests():
         outputs += engine.step()
     [expected] = llm.embed("Hello", use_tqdm=False, lora_request=None)
-    assert outputs[0].request_id == "v" and outputs[0].outputs.data.tolist() == expected.outputs.embedding
     llm.shutdown()
+    streaming = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=str(tiny), convert="embed", **OPTIONS))
+    outputs += [output async for output in streaming.encode("Hello", PoolingParams(task="embed"), request_id="v")]
+    await streaming.shutdown()
+    assert [output.request_id for output in outputs] == ["v", "v"]
+    for output in outputs:
+        assert isinstance(output.outputs.data, torch.Tensor)
+        assert output.outputs.data.tolist() == expected.outputs.embedding
