@@ -4,17 +4,16 @@ Owns the start and the end; all else is the AsyncLLM's.
 """
 
 import asyncio
-import dataclasses
 import inspect
 import uuid
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from headrace.config import Config
 from headrace.errors import HeadraceError
 from headrace.frontend.async_llm import AsyncLLM
-from headrace.types import PoolingRequestOutput, RequestOutput
 
 
 class AsyncLLMEngine:
@@ -30,31 +29,28 @@ class AsyncLLMEngine:
     @classmethod
     def from_engine_args(cls, engine_args: Any) -> "AsyncLLMEngine":
         """Raises ``ConfigError`` if an option can't be honoured."""
-        return cls(Config.from_kwargs(**dataclasses.asdict(engine_args)))
+        return cls(engine_args.create_engine_config())
 
     def __await__(self) -> Generator[Any, None, AsyncLLM]:
         if self._starting is None:
             self._starting = asyncio.ensure_future(AsyncLLM.start(self.config))
         return asyncio.shield(self._starting).__await__()
 
-    async def generate(self, *arguments: Any, **options: Any) -> AsyncGenerator[RequestOutput, None]:
-        async with aclosing((await self).generate(*arguments, **options)) as outputs:
-            async for output in outputs:
-                yield output
-
-    async def encode(self, *arguments: Any, **options: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
-        async with aclosing((await self).encode(*arguments, **options)) as outputs:
-            async for output in outputs:
-                yield output
-
     def __getattr__(self, name: str) -> Any:
-        if not inspect.iscoroutinefunction(getattr(AsyncLLM, name, None)):
-            raise AttributeError(f"AsyncLLMEngine has no {name!r}; await it for the AsyncLLM itself.")
+        method = getattr(AsyncLLM, name, None)
+        if inspect.isasyncgenfunction(method):
+            return partial(self._stream, name)
+        if inspect.iscoroutinefunction(method):
+            return partial(self._call, name)
+        raise AttributeError(f"AsyncLLMEngine has no {name!r}; await it for the AsyncLLM itself.")
 
-        async def call(*arguments: Any, **options: Any) -> Any:
-            return await getattr(await self, name)(*arguments, **options)
+    async def _stream(self, name: str, *arguments: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(getattr(await self, name)(*arguments, **options)) as outputs:
+            async for output in outputs:
+                yield output
 
-        return call
+    async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await getattr(await self, name)(*arguments, **options)
 
     @property
     def errored(self) -> bool:
