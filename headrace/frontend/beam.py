@@ -15,7 +15,6 @@ from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Sequence, Track
-from headrace.frontend.validation import check_priority
 from headrace.types import (
     FinishReason,
     OutputKind,
@@ -73,8 +72,7 @@ class BeamSearchOutput:
 def new_track(
     request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
 ) -> Track:
-    """The request for a prompt that ``door`` has admitted. Raises ``RequestError`` if priorities mean nothing here."""
-    check_priority(priority, door.config)
+    """The request for a prompt that ``door`` has admitted, to be generated from. Raises what ``Track`` does."""
     params = admitted.params
     kind = BeamTrack if params.use_beam_search else BestTrack if params.best_of else Track
     return kind(request_id, admitted, door, priority, cache_salt)

@@ -24,7 +24,7 @@ from headrace.frontend.progress import prompt_progress, startup_progress
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
-from headrace.frontend.validation import check_priority, tokenization
+from headrace.frontend.validation import tokenization
 from headrace.models import source
 from headrace.types import (
     ClassificationOutput,
@@ -346,7 +346,6 @@ class LLM:
     def _pooling_track(
         self, prompt: Prompt | tuple[str, str], params: PoolingParams, priority: int = 0, **options: Any
     ) -> PoolingTrack:
-        check_priority(priority, self.config)
         return PoolingTrack(next(self._ids), self.door.admit_pooling(prompt, params, **options), self.door, priority)
 
     def _abort(self, request_id: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from headrace.frontend.detokenizer import Detokenizer
 from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
+from headrace.frontend.validation import check_priority
 from headrace.types import (
     CompletionOutput,
     FinishReason,
@@ -45,6 +46,8 @@ class Track:
     def __init__(
         self, request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
     ):
+        """Raises ``RequestError`` if the engine gives no priority to anybody, and this asks for one."""
+        check_priority(priority, door.config)
         self.request_id, self.admitted, self.door = request_id, admitted, door
         self.priority, self.cache_salt = priority, cache_salt or admitted.cache_salt
         self.wanted, self.params = admitted.params, self.generating(admitted.params)
