@@ -45,7 +45,6 @@ def attend_kernel(
     EARLY: tl.constexpr,
 ):
     """Its share of the pairs of an item and a key head: the heads of the item's queries against its keys."""
-    await_predecessor(EARLY)
     num_items = tl.load(work) if DECODES else tl.load(work + 1)
     items = work + 2 if DECODES else work + 2 + tl.load(work) * FIELDS
     line = tl.arange(0, BLOCK_M)
@@ -59,6 +58,7 @@ def attend_kernel(
         own_range, first_range, ranges = tl.load(item + 6), tl.load(item + 7), tl.load(item + 8)
         head = kv_head * GROUP + line % GROUP
         real = line < num_queries * GROUP
+        await_predecessor(EARLY)  # which writes no items
         token = (first_token + line // GROUP).to(tl.int64)
         inside = real[:, None] & (dims < HEAD_DIM)
         q_tile = tl.load(q + token[:, None] * q_stride + head[:, None] * HEAD_DIM + dims, inside, other=0.0)
@@ -85,6 +85,7 @@ def attend_kernel(
             tl.store(out + places, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
         # Back and forth: the items get shorter, so whoever had the longest of one round gets the shortest of the next.
         number = (number // PROGRAMS + 2) * PROGRAMS - 1 - number % PROGRAMS
+    await_predecessor(EARLY)  # had there been no item
 
 
 @jit

@@ -181,8 +181,11 @@ class Decoder(nn.Module):
     def load_weight(self, checkpoint_name: str, tensor: torch.Tensor) -> None:
         """Copy one of the checkpoint's tensors to its place, converting its dtype; may be called from several threads.
 
-        Raises ``ConfigError`` if there is no place for it, or it doesn't fit.
+        To a GPU it goes through page-locked memory of its size, which that fetches by itself: of any other its driver
+        makes such copies, one after another. Raises ``ConfigError`` if there is no place for it, or it doesn't fit.
         """
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
         self._weights.load(checkpoint_name, tensor)
 
     def accepts(self, checkpoint_name: str) -> bool:
@@ -192,6 +195,9 @@ class Decoder(nn.Module):
     def finish_loading(self) -> None:
         """Check that every weight is there (``ConfigError`` names those that aren't) and repack quantized ones."""
         self._weights.check_complete()
+        if self.device.type == "cuda":  # give the page-locked memory back; torch 2.11 has only the private name
+            release = getattr(torch.accelerator, "empty_host_cache", None) or torch._C._host_emptyCache
+            release()
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.method.finish(layer)

@@ -79,7 +79,11 @@ def compiling() -> Iterator[None]:
 
 @jit
 def await_predecessor(EARLY: tl.constexpr):
-    """Wait for what the kernels ahead write, and let the next one start. Only constants may be read before."""
+    """Wait for what the kernel ahead writes, and let the next one start. Nothing else needs to be waited for.
+
+    A kernel starts after all programs of the one ahead have waited, and so after all kernels before that have ended:
+    every program has to come here, even one that has nothing to do.
+    """
     if EARLY:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
