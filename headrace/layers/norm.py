@@ -21,6 +21,8 @@ class Norm(Layer):
     def __init__(self, slot: NormSlot, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.slot, self.shape = slot, shape
+        if device.type == "cpu" and slot.kind == "rms":
+            dtype = torch.float32  # to which weights would be converted each time, a hundredth of a small model's step
         for name, present in (("weight", slot.weight), ("bias", slot.bias)):
             empty = torch.empty(shape, dtype=dtype, device=device) if present else None
             self.register_parameter(name, None if empty is None else nn.Parameter(empty, requires_grad=False))

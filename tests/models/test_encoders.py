@@ -91,14 +91,14 @@ def test_decoders_in_chunks(tmp_path: Path, kind: str) -> None:
     model = saved(tmp_path, "Qwen3ForCausalLM")
     tight = {"max_num_batched_tokens": 7, "max_num_seqs": 3, "long_prefill_token_threshold": 3, "block_size": 4}
     options = OPTIONS | tight | {"max_model_len": 24, "num_gpu_blocks_override": 8}
-    llm = LLM(str(tmp_path), convert="embed", pooler_config={"pooling_type": kind}, **options)
+    llm = LLM(str(tmp_path), convert="embed", pooler_config={"pooling_type": kind, "task": "token_embed"}, **options)
     prompts = [*PROMPTS, *([start, *range(40, 60)] for start in range(3))]
     for _ in range(2):
         for ids, output in zip(prompts, llm.embed(prompts, use_tqdm=False), strict=True):
             states = hidden(model, ids)
             expected = {"LAST": states[-1], "MEAN": states.mean(0), "CLS": states[0]}[kind]
             close(output.outputs.embedding, unit(expected))
-    tokens = llm.encode([PROMPTS[3]], use_tqdm=False, pooling_task="token_embed")[0].outputs.data
+    tokens = llm.encode([PROMPTS[3]], use_tqdm=False)[0].outputs.data
     close(tokens, unit(hidden(model, PROMPTS[3])))
     assert llm._engine is not None and llm._engine.scheduler.stats().num_preemptions
     llm._engine.scheduler.check_integrity()
@@ -117,6 +117,8 @@ def test_sentence_transformers_files(tmp_path: Path) -> None:
     dense = torch.nn.Linear(64, 16)
     state = {f"linear.{name}": tensor.contiguous() for name, tensor in dense.state_dict().items()}
     save_file(state, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(ConfigError, match="task classify can't be had of this model: embed, token_embed can"):
+        LLM(str(tmp_path), pooler_config={"task": "classify"}, **OPTIONS)
     llm = LLM(str(tmp_path), **OPTIONS)
     assert llm.info.max_model_len == 20 and llm.info.embedding_sizes == [16]
     assert llm.info.prompts == {"query": "Query: "}
