@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from headrace.attention.backend import Array, AttentionSpec, PagedBatch
 
 QUERIES_AT_ONCE = 256  # bounds the scores and masks of a long prefill
+MULTIPLE = 32  # of queries and of keys in a prefill: with AMX torch keeps kernels for every number of them
 WASTE = 2.0  # decoding rows are padded to at most this multiple of their own keys
 ENCODED_WASTE = 1.1  # and encoded ones to this multiple of their tokens, as work grows with the square of the length
 
@@ -230,27 +231,30 @@ def prefill(
     num_queries = q.shape[0]
     earlier = context - num_queries
     oldest = max(earlier - (spec.window or context) + 1, 0)
-    key_positions = torch.arange(oldest, context, device=q.device)
-    slots = table[key_positions // block_size].long() * block_size + key_positions % block_size
+    key_positions = torch.arange(oldest, context + MULTIPLE - 1, device=q.device)  # no query sees those after its own
+    held = key_positions.clamp(max=context - 1)
+    slots = table[held // block_size].long() * block_size + held % block_size
     keys, values = (cache.index_select(0, slots) for cache in caches)
     for start in range(0, num_queries, QUERIES_AT_ONCE):
         end = min(start + QUERIES_AT_ONCE, num_queries)
         first = max(earlier + start - (spec.window or context) + 1, 0) - oldest
         stop = earlier + end - oldest
-        query_positions = torch.arange(earlier + start, earlier + end, device=q.device)[:, None]
+        stop += (first - stop) % MULTIPLE
+        queries = F.pad(q[start:end], (0, 0, 0, 0, 0, (start - end) % MULTIPLE))
+        query_positions = earlier + start + torch.arange(len(queries), device=q.device)[:, None]
         mask = key_positions[first:stop] <= query_positions
         if spec.window is not None:
             mask &= key_positions[first:stop] > query_positions - spec.window
         out[start:end] = attend(
             spec,
-            q[None, start:end],
+            queries[None],
             keys[None, first:stop],
             values[None, first:stop],
             mask[None, None],
             key_positions[None, first:stop],
             sinks,
             alibi_slopes,
-        )[0]
+        )[0, : end - start]
 
 
 def attend(

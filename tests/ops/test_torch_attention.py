@@ -1,8 +1,11 @@
 """The torch backend's decoding and encoding steps against a softmax spelled out."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from headrace.attention import torch_backend
 from headrace.attention.backend import AttentionSpec, PagedBatch
 from headrace.attention.torch_backend import TorchBackend, alike
 
@@ -39,6 +42,29 @@ def test_decoding(tables: list[list[int]], contexts: list[int], window: int | No
     for row, context in enumerate(contexts):
         k, v = (cache[table[row].long()].flatten(0, 1)[:context] for cache in caches)
         torch.testing.assert_close(found[row], exact(spec, q[row], k, v))
+
+
+@pytest.mark.parametrize("window", [None, 6, 40])
+@pytest.mark.parametrize(("count", "context"), [(2, 2), (7, 30), (32, 64), (300, 333)])
+def test_prefill(count: int, context: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query sees its own keys, though some of both are added so that there are few numbers of them."""
+    attend, sizes = torch_backend.attend, set()
+
+    def noted(spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, *others: Any) -> torch.Tensor:
+        sizes.update((q.shape[1], k.shape[1]))
+        return attend(spec, q, k, *others)
+
+    monkeypatch.setattr(torch_backend, "attend", noted)
+    torch.manual_seed(0)
+    spec = AttentionSpec(HEADS, KV_HEADS, DIM, DIM**-0.5, window=window)
+    q, k, v = (torch.randn(length, heads, DIM) for length, heads in ((count, HEADS), (400, KV_HEADS), (400, KV_HEADS)))
+    table, found = torch.randperm(400 // BLOCK), torch.empty_like(q)
+    torch_backend.prefill(spec, q, found, (k, v), table, BLOCK, context, None, None)
+    k, v = (cache.unflatten(0, (-1, BLOCK))[table].flatten(0, 1) for cache in (k, v))
+    seen = range(context - count + 1, context + 1)
+    expected = [exact(spec, query, k[:end], v[:end]) for query, end in zip(q, seen, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert not any(size % torch_backend.MULTIPLE for size in sizes)
 
 
 @pytest.mark.parametrize("counts", [[7], [1, 1], [5, 9, 5, 1], [40, 2, 38, 3, 37, 2, 64]])
