@@ -33,7 +33,7 @@ from headrace.server.routing import new_router
 from headrace.server.sampling import chat_params
 from headrace.server.schema import ChatFields, ChatRequest
 from headrace.server.sse import event
-from headrace.server.tools import ToolUse, tool_use, warn_unreadable
+from headrace.server.tools import ToolUse, offered, tool_use, warn_unreadable
 from headrace.server.writer import Writer
 from headrace.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
 
@@ -110,11 +110,14 @@ async def rendered(context: Context, body: ChatFields) -> str:
             message = "A request may bring its own chat_template only if the server has --trust-request-chat-template."
             raise RequestError(message, "chat_template")
         check_template(body.chat_template)
-    kwargs = {**options.default_chat_template_kwargs, **(body.chat_template_kwargs or {})}
+    kwargs = {**options.default_chat_template_kwargs}
     if body.reasoning_effort is not None:
-        kwargs["reasoning_effort"] = body.reasoning_effort
-
-    hidden = body.tool_choice == "none" and context.config.parsers.exclude_tools_when_tool_choice_none
+        kwargs |= {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
+    if body.verbosity is not None:
+        kwargs["verbosity"] = body.verbosity
+    kwargs |= body.chat_template_kwargs or {}
+    tools, choice = offered(body)
+    hidden = choice == "none" and context.config.parsers.exclude_tools_when_tool_choice_none
 
     def render() -> str:
         return render_chat(
@@ -125,7 +128,7 @@ async def rendered(context: Context, body: ChatFields) -> str:
             continue_final_message=body.continue_final_message,
             content_format=options.chat_template_content_format,
             template_kwargs=kwargs,
-            tools=None if hidden else body.tools,
+            tools=None if hidden else tools,
             documents=body.documents,
             render=render_bounded if body.chat_template is None else render_apart,
         )
@@ -219,4 +222,5 @@ class ChatWriter(Writer):
     def _logprobs(self, sequence: CompletionOutput) -> ChatLogprobs | None:
         if sequence.logprobs is None:
             return None
-        return chat_logprobs(sequence.token_ids, sequence.logprobs, self._body.top_logprobs or 0, self._name)
+        num_top = -1 if self._body.logprob_token_ids else self._body.top_logprobs or 0
+        return chat_logprobs(sequence.token_ids, sequence.logprobs, num_top, self._name)

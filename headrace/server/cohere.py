@@ -41,11 +41,9 @@ async def embed(body: CohereEmbedRequest, request: Request) -> Response:
     prompts = context_of(request).engine.info.prompts
     names = [body.input_type, *PROMPT_NAMES.get(body.input_type, [])]
     before = next((prompts[name] for name in names if name in prompts), "")
-    same = EmbeddingRequest(
-        **body.model_dump(exclude={"texts"}),
-        dimensions=body.output_dimension,
-        truncate_prompt_tokens=(body.max_tokens or -1) if body.truncate == "END" else None,
-    )
+    cut = (body.max_tokens or -1) if body.truncate == "END" else None
+    own = {"dimensions": body.output_dimension, "truncate_prompt_tokens": cut}
+    same = EmbeddingRequest(**body.model_dump(exclude={"texts"}) | own)
     result = await pooled(request, same, "embd", "embed", [before + text for text in body.texts])
     answer = {
         "id": result.id,

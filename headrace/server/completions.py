@@ -153,7 +153,7 @@ class CompletionWriter(Writer):
     ) -> CompletionLogprobs | None:
         """Of the new tokens, after those of the prompt where it is echoed."""
         offset = self._offsets.setdefault(index, 0)
-        if self._body.logprobs is None:
+        if self._body.logprobs is None and not self._body.logprob_token_ids:
             return None
         positions: list[PositionLogprobs | None] = []
         positions += (sequence.logprobs or [])[: len(token_ids)]

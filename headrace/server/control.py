@@ -14,9 +14,10 @@ profile = new_router()
 
 
 @caches.post("/reset_prefix_cache", tags=["server"])
-async def reset_prefix_cache(request: Request) -> Response:
-    """Forget which KV blocks hold which prompts. Requests that run go on; those that come later reuse nothing."""
-    await context_of(request).engine.reset_prefix_cache()
+async def reset_prefix_cache(request: Request, reset_running_requests: bool = False) -> Response:
+    """Forget which KV blocks hold which prompts. Those that come later reuse nothing; those that run go on, or
+    start again if asked to."""
+    await context_of(request).engine.reset_prefix_cache(reset_running_requests)
     return Response()
 
 

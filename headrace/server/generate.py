@@ -61,7 +61,7 @@ class GenerateWriter(Writer):
     def _answer(self, output: RequestOutput) -> Generated:
         """The only answer, or a chunk; the first one has what is to be said of the prompt."""
         self.counter.add(0, output)
-        num_top = self.job.params.logprobs or 0
+        num_top = -1 if self.job.params.logprob_token_ids else self.job.params.logprobs or 0
         choices = [
             GenerateChoice(
                 index=sequence.index,

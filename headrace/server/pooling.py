@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
+from pydantic import AliasChoices, Field
 from starlette.responses import Response
 
 from headrace.errors import RequestError
@@ -33,7 +34,8 @@ class PoolingFields(RequestFields):
     """What all pooling routes have in common."""
 
     truncate_prompt_tokens: Count | None = None
-    use_activation: bool | None = None
+    truncation_side: Literal["right"] | None = None
+    use_activation: bool | None = Field(None, validation_alias=AliasChoices("use_activation", "normalize"))
 
 
 class InputFields(PoolingFields):
@@ -41,7 +43,7 @@ class InputFields(PoolingFields):
 
     input: Annotated[list[str | list[int]], prompts(MAX_INPUTS)] | None = None
     messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None  # null: to a text, as the template of a conversation writes its own
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] = "float"
     embed_dtype: Literal["float32"] = "float32"
@@ -122,7 +124,7 @@ async def inputs_of(request: Request, body: InputFields) -> Sequence[Prompt]:
         raise RequestError("The body needs either input or messages.", "input")
     if body.messages is None:
         return body.input or []
-    chat = ChatFields(messages=body.messages, add_generation_prompt=False)
+    chat = ChatFields(**{"add_generation_prompt": False} | body.model_dump())
     return [await rendered(context_of(request), chat)]
 
 
@@ -137,7 +139,8 @@ async def pooled(
     check_body(context, body)
     special, dimensions = True, None
     if isinstance(body, InputFields):
-        special, dimensions = body.add_special_tokens and body.messages is None, body.dimensions
+        dimensions = body.dimensions
+        special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
     params = PoolingParams(
         task=task,
         dimensions=dimensions,

@@ -20,14 +20,16 @@ COPIED = (
     *("repetition_penalty", "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias"),
     *("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
     *("thinking_token_budget", "best_of", "use_beam_search", "length_penalty", "early_stopping"),
+    *("logprob_token_ids", "stream_interval"),
 )
 
 
 def completion_params(body: CompletionRequest, defaults: dict[str, Any]) -> SamplingParams:
     """Echoing with ``max_tokens`` 0 asks for the prompt alone; the engine generates at least one token for it."""
-    prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    logprobs = 0 if body.logprob_token_ids else body.logprobs
+    prompt_logprobs = logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     max_tokens = 1 if echo_only(body) else body.max_tokens
-    return build(body, defaults, max_tokens, logprobs=body.logprobs, prompt_logprobs=prompt_logprobs)
+    return build(body, defaults, max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def echo_only(body: CompletionRequest) -> bool:
@@ -36,8 +38,10 @@ def echo_only(body: CompletionRequest) -> bool:
 
 def chat_params(body: ChatRequest, config: Config, defaults: dict[str, Any]) -> SamplingParams:
     """Without ``max_tokens`` an answer may fill the model's length."""
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
+    if body.logprob_token_ids and not body.logprobs:
+        raise RequestError("logprob_token_ids need logprobs to be true.", "logprob_token_ids")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     check_logprobs("top_logprobs", logprobs, config)  # here the field has another name
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

@@ -131,6 +131,7 @@ class SamplingFields(StreamFields):
     early_stopping: bool | str | None = None
     max_tokens: Count | None = None
     min_tokens: Count | None = None
+    stream_interval: Count | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Count | None = None
@@ -149,6 +150,7 @@ class SamplingFields(StreamFields):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     prompt_logprobs: Count | None = None
+    logprob_token_ids: list[TokenId] | None = None
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=INT32)] | None = None
     echo: bool | None = None
@@ -190,6 +192,7 @@ class ChatFields(ModelField):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ChatRequest(ChatFields, SamplingFields):

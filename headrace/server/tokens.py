@@ -10,6 +10,7 @@ from headrace.errors import RequestError
 from headrace.server.bodies import json_response
 from headrace.server.chat import rendered
 from headrace.server.context import context_of
+from headrace.server.refusals import refuse_unsupported
 from headrace.server.routing import new_router
 from headrace.server.schema import DetokenizeRequest, TokenizeBody, TokenizeRequest
 
@@ -21,6 +22,7 @@ info_router = new_router()
 async def tokenize(body: Annotated[TokenizeBody, Body()], request: Request) -> Response:
     context = context_of(request)
     context.served_model(body.model)
+    refuse_unsupported(body)
     tokenizer = context.engine.tokenizer
     text = body.prompt if isinstance(body, TokenizeRequest) else await rendered(context, body)
     tokens = await context.tokens_of(text, body.add_special_tokens)

@@ -9,7 +9,7 @@ from headrace.errors import RequestError
 from headrace.frontend.parsers.families import forced_calls
 from headrace.frontend.parsers.formats import Calls, ReasoningFormat
 from headrace.frontend.validation import check_tool_name
-from headrace.server.schema import ChatRequest
+from headrace.server.schema import ChatFields
 
 logger = logging.getLogger(__name__)
 CHOICES = ("none", "auto", "required")
@@ -55,14 +55,17 @@ def warn_unreadable() -> None:
     )
 
 
-def tool_use(body: ChatRequest) -> ToolUse:
+def tool_use(body: ChatFields) -> ToolUse:
     """Raises RequestError if tools or tool_choice are malformed or don't fit each other."""
-    choice = body.tool_choice
-    if choice == "none" or (choice in (None, "auto") and not body.tools):
+    tools, choice = offered(body)
+    if choice == "none" or (choice in (None, "auto") and not tools):
         return ToolUse()
-    schemas = dict(map(checked_tool, body.tools or []))
+    schemas = dict(map(checked_tool, tools))
     if isinstance(choice, dict):
-        name = named_choice(choice)
+        name = function_name(choice)
+        if name is None:
+            message = "tool_choice as an object must be of the type function, with its name, or allowed_tools."
+            raise RequestError(message, "tool_choice")
         if name not in schemas:
             raise RequestError(f"tool_choice names the function {name!r}, which is not among tools.", "tool_choice")
         return ToolUse({name: schemas[name]}, "named")
@@ -72,6 +75,30 @@ def tool_use(body: ChatRequest) -> ToolUse:
     if not schemas:
         raise RequestError(f"tool_choice {choice!r} needs tools to choose from.", "tool_choice")
     return ToolUse(schemas, "required" if choice == "required" else None)
+
+
+def offered(body: ChatFields) -> tuple[list[dict[str, Any]], str | dict[str, Any] | None]:
+    """The tools that the model is shown, and the choice among them: allowed_tools leaves those that it lists.
+
+    Raises RequestError.
+    """
+    tools, choice = body.tools or [], body.tool_choice
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return tools, choice
+    allowed = choice.get("allowed_tools")
+    mode, listed = (allowed.get("mode"), allowed.get("tools")) if isinstance(allowed, dict) else (None, None)
+    names = set(map(function_name, listed)) if isinstance(listed, list) else set()
+    if not names or names - set(map(function_name, tools)) or mode not in ("auto", "required"):
+        message = "tool_choice allowed_tools needs a mode, auto or required, and functions that are among tools."
+        raise RequestError(message, "tool_choice")
+    return [tool for tool in tools if function_name(tool) in names], mode
+
+
+def function_name(tool: Any) -> str | None:
+    """The name in ``{"type": "function", "function": {"name": …}}``, if that is what ``tool`` is."""
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def checked_tool(tool: dict[str, Any]) -> tuple[str, Any]:
@@ -100,12 +127,3 @@ def moved(schema: Any, place: str) -> Any:
         else moved(value, place)
         for key, value in schema.items()
     }
-
-
-def named_choice(choice: dict[str, Any]) -> str:
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if choice.get("type") != "function" or not isinstance(name, str):
-        message = 'tool_choice as an object must be {"type": "function", "function": {"name": …}}.'
-        raise RequestError(message, "tool_choice")
-    return name

@@ -194,7 +194,7 @@ class FakeEngine:
             num_cached_tokens=1,
         )
 
-    async def reset_prefix_cache(self) -> None:
+    async def reset_prefix_cache(self, reset_running_requests: bool = False) -> None:
         self.num_resets += 1
 
     def health(self) -> str | None:

@@ -62,6 +62,8 @@ LISTED = {"role": "user", "content": [{"type": "text", "text": "a"}, "b", {"type
         (PARTS, "string", {"role": "user", "content": "ab"}, "[user]<><>>"),
         (PLAIN, "auto", {"role": "assistant", "content": None}, "[assistant]>"),
         (PARTS, "auto", {"role": "assistant"}, "[assistant]>"),
+        (PLAIN, "auto", {"role": "developer", "content": "Hi"}, "[system]Hi>"),
+        ("{# developer #}" + PLAIN, "auto", {"role": "developer", "content": "Hi"}, "[developer]Hi>"),
     ],
 )
 def test_contents_reach_the_template_as_it_wants_them(

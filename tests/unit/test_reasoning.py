@@ -64,7 +64,7 @@ def test_templates_show_their_format() -> None:
     assert detected(REASONING_FORMATS, CHATML) == "none"
 
 
-THINKING = CHATML.replace("assistant\n{%", "assistant\n{% if enable_thinking is not defined %}<think>\n{% endif %}{%")
+THINKING = CHATML.replace("assistant\n{%", "assistant\n{% if enable_thinking | default(true) %}<think>\n{% endif %}{%")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -74,6 +74,7 @@ THINKING = CHATML.replace("assistant\n{%", "assistant\n{% if enable_thinking is 
         ({}, ("So.", "Yes.")),
         ({"include_reasoning": False}, ("", "Yes.")),
         ({"chat_template_kwargs": {"enable_thinking": False}}, ("", "So.</think>Yes.")),
+        ({"reasoning_effort": "none"}, ("", "So.</think>Yes.")),
         ({"max_tokens": 3}, ("So.", "")),
         (
             {"structured_outputs": {"regex": ".*"}, "tools": [{"type": "function", "function": {"name": "f"}}]},

@@ -17,6 +17,7 @@ from headrace.errors import EngineDeadError, RequestError
 from headrace.server.responses.bodies import ResponseBody
 from headrace.server.responses.items import Message
 from headrace.server.responses.store import Record, Store
+from headrace.server.responses.tools import warn_hosted
 
 from .app import call_and_leave, client_of, make, serving
 from .fake_engine import CHATML, FakeEngine
@@ -236,7 +237,9 @@ async def test_requests_reach_the_engine_as_they_say() -> None:
         "skip_special_tokens": False,
         "cache_salt": "s",
         "text": {"verbosity": "low"},
-        "reasoning": {"effort": "high"},
+        "reasoning": {"effort": "high", "summary": "detailed"},
+        "top_logprobs": 0,
+        "service_tier": "flex",
     }
     async with talking(template=SHOWING) as (client, engine):
         await client.post("/responses", cast_to=object, body=ASK | fields | more)
@@ -252,6 +255,31 @@ async def test_requests_reach_the_engine_as_they_say() -> None:
     assert [call["properties"]["name"]["const"] for call in required.json["items"]["anyOf"]] == ["f", "g"]
     assert [call["properties"]["name"]["const"] for call in allowed.json["items"]["anyOf"]] == ["g"]
     assert [prompt[-1] for prompt in prompts(engine)[2:]] == ["2", "2", "1"]
+
+
+async def test_hosted_tools_are_left_out_and_namespaces_taken_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """As Codex sends them."""
+    warn_hosted.cache_clear()
+    agents: Any = {"type": "namespace", "name": "agents", "description": "Those to ask.", "tools": TOOLS}
+    ask: Any = ASK | {"tools": [{"type": "web_search", "external_web_access": False}, TOOLS[0], agents]}
+    reply = CALLS["hermes"].replace('"g"', '"agents__g"')
+    async with talking(reply, tool_call_parser="hermes", template=SHOWING) as (client, engine):
+        first = await client.responses.create(**ask)
+        async with client.responses.stream(**ask) as stream:
+            streamed = await stream.get_final_response()
+        outputs = [
+            {"type": "function_call_output", "call_id": item.call_id, "output": "x"}
+            for item in first.output
+            if item.type == "function_call"
+        ]
+        await client.responses.create(**ask | {"input": [*(item.to_dict() for item in first.output), *outputs]})
+    for response in (first, streamed):
+        called = [(item.name, item.namespace) for item in response.output if item.type == "function_call"]
+        assert called == [("f", None), ("g", "agents")]
+    assert [tool.type for tool in first.tools] == ["function", "namespace"]
+    assert prompts(engine)[0].endswith("3") and "[tool agents__g]x" in prompts(engine)[2]
+    (warning,) = caplog.messages
+    assert "web_search" in warning
 
 
 # -- conversations --------------------------------------------------------------------------------------------------
@@ -601,6 +629,7 @@ async def test_a_client_that_leaves_aborts_its_response(stream: bool, background
     assert statuses == (["completed"] if background else [])
 
 
+AGENTS: Any = {"type": "namespace", "name": "", "tools": TOOLS}
 ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 
@@ -623,11 +652,17 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"input": [CALL | {"arguments": {}}]}, "input"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
         ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "é"}]}, "input"),
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, "tools"),
+        ({"tools": [{"type": ["web_search"]}]}, "tools"),
+        ({"tools": [AGENTS | {"tools": None}]}, "tools"),
+        ({"tools": [AGENTS | {"tools": [AGENTS]}]}, "tools"),
+        ({"tools": [AGENTS | {"tools": [7]}]}, "tools"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "h"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": ALLOWED | {"tools": [{"name": "h"}]}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": ALLOWED | {"tools": [{"type": "function", "name": "h"}]}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": ALLOWED | {"tools": [{"type": "web_search"}]}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": ALLOWED | {"tools": 7}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": ALLOWED | {"mode": "none"}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -639,14 +674,15 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"text": {"format": {"type": "x"}}}, "text.format"),
         ({"text": {"verbosity": "loud"}}, "text"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning"),
+        ({"reasoning": {"summary": "long"}}, "reasoning"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"top_logprobs": 99, "include": LOGPROBS}, "top_logprobs"),
         ({"include": ["everything"]}, "include"),
         ({"background": True, "store": False}, "store"),
-        ({"service_tier": "flex"}, "service_tier"),
+        ({"previous_response": {"id": "resp_1"}}, "previous_response"),
         ({"truncation": "yes"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
+        ({"moderation": {"model": "m"}}, "moderation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"metadata": {"a": 7}}, "metadata"),
         ({"temperature": -1}, "temperature"),

@@ -12,8 +12,8 @@ import pytest
 
 from headrace.config import Config
 from headrace.errors import EngineDeadError
+from headrace.frontend.metrics import Metrics
 from headrace.server.app import build_app
-from headrace.server.metrics import Metrics
 from headrace.types import SamplingParams
 
 from .app import CHAT, CHATS, COMPLETIONS, GENERATE, GENERATES, TEXT, call_and_leave, client_of, events, make, serving
@@ -306,7 +306,19 @@ ALL_EXTRAS = {
         (CHATS, {}, SamplingParams(max_tokens=None)),
         (CHATS, {"max_tokens": 3, "max_completion_tokens": 4}, SamplingParams(max_tokens=4)),
         (CHATS, {"logprobs": True, "top_logprobs": 2, "n": 3}, SamplingParams(max_tokens=None, logprobs=2, n=3)),
+        (CHATS, {"top_logprobs": 0, "stream_interval": 3}, SamplingParams(max_tokens=None, stream_interval=3)),
+        (CHATS, {"prediction": {"type": "content", "content": "x"}}, SamplingParams(max_tokens=None)),
         (CHATS, {"logprobs": True}, SamplingParams(max_tokens=None, logprobs=0)),
+        (
+            CHATS,
+            {"logprobs": True, "logprob_token_ids": [65]},
+            SamplingParams(max_tokens=None, logprobs=0, logprob_token_ids=[65]),
+        ),
+        (
+            COMPLETIONS,
+            {"echo": True, "logprob_token_ids": [65]},
+            SamplingParams(prompt_logprobs=0, logprob_token_ids=[65]),
+        ),
         (CHATS, {"response_format": {"type": "text"}, "tools": []}, SamplingParams(max_tokens=None)),
         (CHATS, {"tools": [{"type": "function"}], "tool_choice": "none"}, SamplingParams(max_tokens=None)),
         (GENERATES, {"sampling_params": {"temperature": 0}}, SamplingParams(temperature=0)),
@@ -363,6 +375,7 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, {"prompt": ["a"] * 1000, "n": 100}, 400, "n"),
         (COMPLETIONS, TEXT | {"model": "nope"}, 404, "model"),
         (COMPLETIONS, TEXT | {"suffix": "x"}, 400, "suffix"),
+        ("/v1/embeddings", {"input": "x", "late_chunking_params": {"chunk_size": 4}}, 400, "late_chunking_params"),
         (COMPLETIONS, TEXT | {"best_of": 2, "n": 3}, 400, "best_of"),
         (COMPLETIONS, TEXT | {"best_of": 2, "temperature": 0}, 400, "best_of"),
         (COMPLETIONS, {"prompt": ["a"] * 1000, "best_of": 100}, 400, "best_of"),
@@ -396,6 +409,11 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (COMPLETIONS, TEXT | {"cache_salt": ""}, 400, "cache_salt"),
         (COMPLETIONS, TEXT | {"guided_json": {"type": "object"}, "guided_regex": "a"}, 400, "guided_json"),
         (COMPLETIONS, TEXT | {"length_penalty": 11}, 400, "length_penalty"),
+        (COMPLETIONS, TEXT | {"stream_interval": 0}, 400, "stream_interval"),
+        (COMPLETIONS, TEXT | {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens"),
+        (COMPLETIONS, TEXT | {"tokenization_kwargs": {"truncation": 7}}, 400, "tokenization_kwargs"),
+        (COMPLETIONS, TEXT | {"kv_transfer_params": 7}, 400, "kv_transfer_params"),
+        (COMPLETIONS, TEXT | {"request_id": 7}, 400, "request_id"),
         (COMPLETIONS, TEXT | {"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
         (CHATS, CHAT | {"prompt_embeds": "AAAA"}, 400, "prompt_embeds"),
         (COMPLETIONS, TEXT | {"vllm_xargs": {"a": 2**70}}, 400, None),
@@ -411,7 +429,11 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         (CHATS, CHAT | {"tools": [{"type": "function", "function": {"name": "f\n"}}]}, 400, "tools"),
         (CHATS, CHAT | {"documents": [{"text": "a"}] * 1025}, 400, "documents"),
         (CHATS, CHAT | {"chat_template_kwargs": {"a": "b" * 65_536}}, 400, "chat_template_kwargs"),
+        (CHATS, CHAT | {"chat_template_kwargs": [1]}, 400, "chat_template_kwargs"),
+        (CHATS, CHAT | {"verbosity": "loud"}, 400, "verbosity"),
         (CHATS, CHAT | {"top_logprobs": 2}, 400, "top_logprobs"),
+        (CHATS, CHAT | {"logprob_token_ids": [65]}, 400, "logprob_token_ids"),
+        (COMPLETIONS, TEXT | {"logprob_token_ids": [256]}, 400, "logprob_token_ids"),
         (CHATS, CHAT | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
         (CHATS, CHAT | {"continue_final_message": True}, 400, "continue_final_message"),
         (CHATS, CHAT | {"chat_template": "{{ 1 }}"}, 400, "chat_template"),
@@ -428,6 +450,9 @@ IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_
         ("/tokenize", {}, 400, "prompt"),
         ("/tokenize", {"messages": 3}, 400, "messages"),
         ("/tokenize", TEXT | {"model": "nope"}, 404, "model"),
+        ("/tokenize", TEXT | {"tokenization_kwargs": "x"}, 400, "tokenization_kwargs"),
+        ("/tokenize", CHAT | {"mm_processor_kwargs": {"fps": 1}}, 400, "mm_processor_kwargs"),
+        ("/tokenize", CHAT | {"chat_template_kwargs": "x"}, 400, "chat_template_kwargs"),
         ("/detokenize", {"tokens": [99_999]}, 400, "tokens"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
         ("/invocations", {"text": "x"}, 400, None),

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from headrace.frontend.door import Admitted
-from headrace.types import CompletionOutput, RequestOutput
+from headrace.types import CompletionOutput, Logprob, RequestOutput
 
 from .app import CHAT, CHATS, COMPLETIONS, GENERATES, TEXT, client_of, events, make, serving
-from .fake_engine import position
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = 'Hm.<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -228,14 +227,13 @@ LOGPROBS = {65: -1.0, 66: -3.0}  # of the labels A and B
 
 
 def scored(engine: Any) -> None:
-    """Let the engine answer with the one token it is allowed, at that token's log-probability."""
+    """Let the engine answer with some token, and the log-probabilities it is asked for."""
 
     async def run(admitted: Admitted, request_id: str, **options: Any) -> Any:
-        prompt, (label,) = admitted.token_ids, admitted.params.allowed_token_ids or []
+        prompt, labels = admitted.token_ids, admitted.params.logprob_token_ids or []
         engine.calls.append({"prompt": prompt, "params": admitted.params})
-        entry = position(label, 0)
-        entry[label].logprob = LOGPROBS[label]
-        yield RequestOutput(request_id, None, prompt, [CompletionOutput(0, "", [label], None, [entry], "length")], True)
+        entry = {67: Logprob(-0.5, 1)} | {label: Logprob(LOGPROBS[label]) for label in labels}
+        yield RequestOutput(request_id, None, prompt, [CompletionOutput(0, "", [67], None, [entry], "length")], True)
 
     engine.run = run
 
@@ -266,7 +264,7 @@ async def test_items_are_scored_by_the_labels_probabilities() -> None:
         ({}, {"label_token_ids": [-1]}, "label_token_ids"),
         ({}, {"label_token_ids": [1, 256]}, "label_token_ids"),
         ({}, {"items": ["a", [1]]}, "items"),
-        ({}, {"items": ["a"] * 1024, "label_token_ids": list(range(100))}, "items"),
+        ({}, {"label_token_ids": [1] * 1025}, "label_token_ids"),
         ({}, {"stream": True}, "stream"),
         ({"logprobs_mode": "processed_logprobs"}, {}, "label_token_ids"),
     ],

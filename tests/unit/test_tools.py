@@ -255,9 +255,15 @@ async def test_finish_reasons(options: Any, body: Any, reason: str, stream: bool
     assert names == (["f", "g"][:most] if reason != "stop" else [])
 
 
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 FORCED = [
     ("required", f'[{{"name": "f", "arguments": {F_JSON}}}, {{"name": "g", "arguments": {{}}}}]', [F, G]),
     ({"type": "function", "function": {"name": "f"}}, F_JSON, [F]),
+    (
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [FUNCTION]}},
+        f'[{{"name": "f", "arguments": {F_JSON}}}]',
+        [F],
+    ),
 ]
 
 
@@ -324,7 +330,22 @@ async def test_the_template_sees_tools_unless_they_are_excluded(hide: bool) -> N
     assert text.endswith("|AB") and ("properties" in text) is not hide
 
 
-FUNCTION = {"type": "function", "function": {"name": "f"}}
+async def test_the_template_sees_no_other_tools_than_the_allowed_ones() -> None:
+    template = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}"
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [FUNCTION]}}
+    async with serving(CALLS["hermes"], tool_call_parser="hermes", chat_template=template) as (client, engine):
+        body = ASK | {"tool_choice": choice, "return_prompt_text": True}
+        answer = (await client.post(CHATS, json=body)).json()
+        assert (await client.post("/tokenize", json=body)).json()["count"] == 1
+    assert answer["prompt_text"] == "f" and answer["choices"][0]["finish_reason"] == "tool_calls"
+    assert engine.calls[0]["params"].structured_outputs is None
+
+
+def allowed(mode: str, *tools: Any) -> dict[str, Any]:
+    return {
+        "tools": [FUNCTION],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -337,6 +358,11 @@ FUNCTION = {"type": "function", "function": {"name": "f"}}
         ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice", "'h'"),
         ({"tools": [FUNCTION], "tool_choice": {"function": "f"}}, "tool_choice", "as an object"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "needs tools"),
+        (allowed("auto"), "tool_choice", "functions that are among tools"),
+        (allowed("none", FUNCTION), "tool_choice", "a mode, auto or required"),
+        (allowed("auto", FUNCTION, {"type": "function", "function": {"name": "h"}}), "tool_choice", "among tools"),
+        (allowed("auto", {"type": "custom", "custom": {"name": "f"}}), "tool_choice", "among tools"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice", "among tools"),
     ],
 )
 async def test_wrong_tools_get_a_sentence(body: Any, param: str, sentence: str) -> None:

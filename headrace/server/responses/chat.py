@@ -10,6 +10,7 @@ from headrace.server.context import Context, context_of
 from headrace.server.generation import Job, check_generating
 from headrace.server.responses.items import Item, chat_messages
 from headrace.server.responses.schema import LOGPROBS, ResponsesRequest
+from headrace.server.responses.tools import by_name, chat_choice, chat_tool
 from headrace.server.schema import ChatRequest, SamplingFields
 
 SHARED = {
@@ -28,20 +29,19 @@ def chat_request(context: Context, body: ResponsesRequest, items: list[Item]) ->
     """The chat that ``body`` asks for, once it is checked. Raises ``RequestError``."""
     check_generating(context, body)
     body.check()
-    tools, choice = tools_of(body)
     text, effort = body.text, body.reasoning and body.reasoning.effort
-    kwargs = {"verbosity": text.verbosity} if text and text.verbosity else {}
     logprobs = body.includes(LOGPROBS)
     given = body.model_dump(include=SHARED, exclude_none=True)
     given |= {
         "messages": chat_messages(body.instructions, items),
         "max_tokens": body.max_output_tokens,
-        "tools": tools,
-        "tool_choice": choice,
+        "tools": [chat_tool(*named) for named in by_name(body.tools or []).items()],
+        "tool_choice": chat_choice(body.tool_choice),
         "logprobs": logprobs,
         "response_format": response_format(text.format) if text and text.format else None,
         "reasoning_effort": effort,
-        "chat_template_kwargs": kwargs | (body.chat_template_kwargs or {}),
+        "verbosity": text and text.verbosity,
+        "chat_template_kwargs": body.chat_template_kwargs,
         # logprobs are told apart by the part of the answer that they come with
         "stream": bool(body.stream or body.background or logprobs),
         "stream_options": None,
@@ -56,34 +56,6 @@ def response_format(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given.get("schema"), dict | bool):
         raise RequestError("text.format.schema must be a JSON schema.", "text")
     return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
-
-
-def tools_of(body: ResponsesRequest) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
-    """The chat's tools and tool_choice."""
-    tools = [chat_tool(tool) for tool in body.tools or []]
-    choice = body.tool_choice
-    if not isinstance(choice, dict):
-        return tools or None, choice
-    if choice.get("type") == "allowed_tools":
-        listed = choice.get("tools")
-        allowed = [tool.get("name") for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
-        missing = [name for name in allowed if name not in [tool["function"].get("name") for tool in tools]]
-        if not allowed or missing or choice.get("mode") not in ("auto", "required"):
-            message = "tool_choice allowed_tools needs a mode, auto or required, and functions that are among tools."
-            raise RequestError(message, "tool_choice")
-        return [tool for tool in tools if tool["function"]["name"] in allowed], choice["mode"]
-    if choice.get("type") != "function":
-        message = f"tool_choice must name a function or allowed_tools, got the type {choice.get('type')!r}."
-        raise RequestError(message, "tool_choice")
-    return tools, {"type": "function", "function": {"name": choice.get("name")}}
-
-
-def chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        message = f"This server runs no tools of its own: tools may hold functions, not {tool.get('type')!r}."
-        raise RequestError(message, "tools")
-    names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
 
 
 async def admit_response(request: Request, body: ResponsesRequest, items: list[Item]) -> Job:

@@ -4,6 +4,8 @@ import base64
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from msgspec import UnsetType
+
 from headrace.server.bodies import TokenLogprob
 from headrace.server.responses.items import FunctionCall, Message, Reasoning, Status, new_item_id
 
@@ -57,9 +59,14 @@ class GrowingText:
 
 
 class GrowingCall:
-    def __init__(self, name: str, call_id: str):
+    def __init__(self, name: str, namespace: str | UnsetType, call_id: str):
         self.item = FunctionCall(
-            id=new_item_id(FunctionCall), call_id=call_id, name=name, arguments="", status="in_progress"
+            id=new_item_id(FunctionCall),
+            call_id=call_id,
+            name=name,
+            namespace=namespace,
+            arguments="",
+            status="in_progress",
         )
         self._texts: list[str] = []
 

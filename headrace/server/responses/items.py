@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from headrace.errors import RequestError
 
@@ -53,11 +54,12 @@ class Reasoning(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoning")
 
 
 class FunctionCall(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):
-    """``arguments``: JSON text."""
+    """``arguments``: JSON text. ``namespace``: of the function, if it has one."""
 
     id: str = ""
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
     arguments: str
     status: Status | None = "completed"
 
@@ -78,6 +80,11 @@ class Reference(msgspec.Struct, kw_only=True, tag_field="type", tag="item_refere
 Item = Message | Reasoning | FunctionCall | CallOutput
 PREFIXES: dict[type, str] = {Message: "msg", Reasoning: "rs", FunctionCall: "fc", CallOutput: "fco"}
 TYPES = ("message", "reasoning", "function_call", "function_call_output", "item_reference")
+
+
+def full_name(name: str, namespace: str | UnsetType) -> str:
+    """Of a function, as the model knows it."""
+    return f"{namespace}__{name}" if namespace else name
 
 
 def new_item_id(kind: type) -> str:
@@ -142,7 +149,7 @@ def chat_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[
         else:
             add_to_turn(messages, item)
             if isinstance(item, FunctionCall):
-                names[item.call_id] = item.name
+                names[item.call_id] = full_name(item.name, item.namespace)
     return messages
 
 
@@ -158,5 +165,5 @@ def add_to_turn(messages: list[dict[str, Any]], item: Message | Reasoning | Func
         case Reasoning():
             turn["reasoning_content"] = "\n".join(filter(None, [turn.get("reasoning_content"), item.text]))
         case FunctionCall():
-            function = {"name": item.name, "arguments": item.arguments}
+            function = {"name": full_name(item.name, item.namespace), "arguments": item.arguments}
             turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})

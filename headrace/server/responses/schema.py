@@ -29,13 +29,12 @@ REFUSED = {
     "conversation": "Conversations are not kept here; chain responses with `previous_response_id`.",
     "prompt": "Prompts are not kept here; send the text as `instructions` and `input`, not as `prompt`.",
     "context_management": "`context_management` is not supported; `truncation` auto drops the oldest turns.",
-    "moderation": "This server does not moderate; leave `moderation` out.",
     "max_tokens": "Send `max_output_tokens` instead of `max_tokens`.",
     "max_completion_tokens": "Send `max_output_tokens` instead of `max_completion_tokens`.",
     "response_format": "Send `text.format` instead of `response_format`.",
     "reasoning_effort": "Send `reasoning.effort` instead of `reasoning_effort`.",
     "logprobs": f"Send {LOGPROBS} among `include` instead of `logprobs`.",
-    "previous_input_messages": "Send earlier turns as `input`, not as `previous_input_messages`.",
+    **dict.fromkeys(("previous_input_messages", "previous_response"), "Send earlier turns as `input`."),
     "enable_response_messages": "Responses hold no prompt; /v1/responses/render shows it.",
     "prompt_logprobs": "Responses hold no prompt; ask /v1/completions for `prompt_logprobs`.",
     "echo": "Responses hold no prompt; leave `echo` out.",
@@ -44,10 +43,10 @@ REFUSED = {
 
 
 class ReasoningOptions(Body):
-    """``summary`` auto is granted by the reasoning itself."""
+    """A ``summary`` of any kind is granted by the reasoning itself."""
 
     effort: str | None = None
-    summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextOptions(Body):
@@ -80,7 +79,7 @@ class ResponsesRequest(SamplingFields):
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: str | None = None  # the response says which one it was, and there is one
 
     def includes(self, what: Include) -> bool:
         return what in (self.include or ())
@@ -94,5 +93,5 @@ class ResponsesRequest(SamplingFields):
             raise RequestError("A response is one answer; leave `n` out.", "n")
         if self.background and self.store is False:
             raise RequestError("A background response must be stored; leave `store` out.", "store")
-        if self.top_logprobs is not None and not self.includes(LOGPROBS):
+        if self.top_logprobs and not self.includes(LOGPROBS):
             raise RequestError(f"top_logprobs needs {LOGPROBS} among include.", "top_logprobs")

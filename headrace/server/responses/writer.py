@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
+from msgspec import UNSET
+
 from headrace.frontend.parsers.parser import Kind, Part, Piece
 from headrace.server.answers import Answers, new_call_id
 from headrace.server.bodies import TokenLogprob
@@ -26,6 +28,7 @@ from headrace.server.responses.bodies import (
 from headrace.server.responses.growing import GrowingCall, GrowingText, Step
 from headrace.server.responses.items import Status as ItemStatus
 from headrace.server.responses.schema import ENCRYPTED, ReasoningOptions, ResponsesRequest, TextOptions
+from headrace.server.responses.tools import HOSTED, by_name
 from headrace.server.sse import event
 from headrace.server.writer import TokenCounter
 from headrace.types import RequestOutput
@@ -64,7 +67,7 @@ def response_body(body: ResponsesRequest, job: Job) -> ResponseBody:
         temperature=job.params.temperature,
         text={"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         tool_choice=body.tool_choice or "auto",
-        tools=body.tools or [],
+        tools=[tool for tool in body.tools or [] if tool["type"] not in HOSTED],
         top_logprobs=body.top_logprobs or 0,
         top_p=job.params.top_p,
         truncation=body.truncation or "disabled",
@@ -83,6 +86,7 @@ class ResponseWriter:
         self._counter = TokenCounter(body, job)
         self._encrypt = body.includes(ENCRYPTED)
         self._name = token_namer(job.context, body)
+        self._functions = by_name(self.response.tools)
         self._number = 0  # of the next event
         self._kinds: list[Kind] = []  # of the items
         self._items: list[GrowingText | GrowingCall] = []  # the last one goes on
@@ -169,7 +173,9 @@ class ResponseWriter:
     def _open(self, part: Part) -> Iterator[bytes]:
         self._kinds.append(part.kind)
         if isinstance(part.kind, int):
-            self._items.append(GrowingCall(part.name or "", new_call_id(self._job.reading.short_ids)))
+            function = self._functions.get(part.name or "", {"name": part.name, "namespace": UNSET})
+            call_id = new_call_id(self._job.reading.short_ids)
+            self._items.append(GrowingCall(function["name"], function["namespace"], call_id))
         else:
             self._items.append(GrowingText(part.kind, encrypt=self._encrypt))
         self.response.output.append(self._items[-1].item)
