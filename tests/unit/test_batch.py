@@ -410,6 +410,29 @@ async def test_a_cancelled_batch_keeps_what_was_answered() -> None:
         assert len(await contents(client, batch.output_file_id)) == 3
 
 
+async def test_a_batch_whose_output_is_deleted_fails_and_leaves_no_file() -> None:
+    app, engine = make(max_num_seqs=2)
+    hold = asyncio.Event()
+
+    async def gate() -> None:
+        if len(engine.calls) == 2:
+            await hold.wait()
+
+    engine.gate = gate
+    async with sdk(app) as client:
+        file = await client.files.create(file=upload(*(request(str(i)) for i in range(9))), purpose="batch")
+        batch = await client.batches.create(input_file_id=file.id, endpoint=CHAT_URL, completion_window="24h")
+        while batch.output_file_id is None:
+            await asyncio.sleep(0.001)
+            batch = await client.batches.retrieve(batch.id)
+        await client.files.delete(batch.output_file_id)
+        hold.set()
+        batch = await ended(client, batch)
+        assert (batch.status, "was deleted" in batch.errors.data[0].message) == ("failed", True)
+        folder = app.state.batches.files.find(file.id, "").path.parent
+        assert [path.name for path in folder.iterdir()] == [file.id]
+
+
 @pytest.mark.parametrize(
     ("lines", "message", "line"),
     [

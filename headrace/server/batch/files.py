@@ -63,7 +63,9 @@ class Files:
         return file
 
     def append(self, file: StoredFile, data: bytes) -> None:
-        """Raises RequestError (413) if the server has no room for more."""
+        """Raises RequestError: 413 if the server has no room for more, 404 if the file has been deleted."""
+        if file.about.id not in self._files:
+            raise RequestError(f"The file {file.about.id} was deleted while it was written.", "file_id", 404)
         self._take_room(len(data))
         file.about.bytes += len(data)
         with file.path.open("ab") as stream:
