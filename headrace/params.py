@@ -14,6 +14,16 @@ from headrace.errors import RequestError
 GREEDY_BELOW = 1e-5  # a temperature under this means greedy decoding
 MAX_N = 16_384  # most sequences one request may ask for
 
+ABSENT = {  # fields of vLLM's SamplingParams, and why they can't be obeyed
+    "flat_logprobs": "logprobs are a dictionary a token",
+    "watermarking": "this version does not mark its outputs yet",
+    "repetition_detection": "this version does not look for repetitions yet",
+    "prompt_logprob_token_ids": "prompt_logprobs are those of the prompt and the likeliest tokens",
+    "prompt_logprob_start": "prompt_logprobs are those of the whole prompt",
+    "routed_experts_prompt_start": "this version does not tell which experts it used",
+    "skip_clone": "parameters are always copied",
+}
+
 
 class OutputKind(enum.IntEnum):
     """What each output of a running request carries: all text so far, only what is new, or one final output."""
@@ -75,12 +85,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None  # whose logprobs are given, and not those of the likeliest
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: OutputKind = OutputKind.CUMULATIVE
+    stream_interval: int | None = None  # tokens in a streamed chunk, where that is more than the server's own
+    skip_reading_prefix_cache: bool | None = None  # compute the whole prompt
+    trace_decode_token_ids: list[int] | None = None  # to generate, whatever the model would; max_tokens may cut it
     extra_args: dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
     guided_decoding: StructuredOutputsParams | None = None  # the older name
@@ -88,6 +102,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     # Whether a chat's answers begin within reasoning, may begin with it, or come after it: structured_outputs wait for
     # its end. None (no chat): they hold from the first token on.
     reasoning: Literal["inside", "open", "over"] | None = None
+    # What vLLM's have besides, refused unless it asks for nothing.
+    flat_logprobs: bool = False
+    watermarking: bool | None = None
+    repetition_detection: Any = None
+    prompt_logprob_token_ids: Any = None
+    prompt_logprob_start: int | None = None
+    routed_experts_prompt_start: int = 0
+    skip_clone: bool = False
     use_beam_search: bool = False
     length_penalty: float = 1.0  # a found sequence scores its log-probability / its length ** this
     early_stopping: bool | str = False  # end once enough are found, once better ones are unlikely, or "never" before
@@ -105,7 +127,21 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.top_k == -1:  # the older spelling of "off"
             self.top_k = 0
         self.best_of = None if self.best_of == self.n else self.best_of
+        if self.logprob_token_ids:
+            self.logprobs = 0
+        if self.trace_decode_token_ids is not None:
+            self._replay(self.trace_decode_token_ids)
         self._check()
+
+    def _replay(self, trace: list[int]) -> None:
+        """Let nothing but the trace's end, or ``max_tokens``, end it."""
+        if not trace or self.structured_outputs or self.bad_words or self.thinking_token_budget is not None:
+            others = "structured_outputs, bad_words and thinking_token_budget"
+            raise RequestError(
+                f"trace_decode_token_ids must not be empty, nor go with {others}.", "trace_decode_token_ids"
+            )
+        self.max_tokens = min(len(trace), self.max_tokens or len(trace))
+        self.stop, self.stop_token_ids, self.min_tokens, self.ignore_eos = [], [], 0, True
 
     @property
     def greedy(self) -> bool:
@@ -147,8 +183,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             ),
             ("logprobs", self.logprobs is None or self.logprobs >= -1, "-1 (all) or non-negative"),
             ("prompt_logprobs", self.prompt_logprobs is None or self.prompt_logprobs >= -1, "-1 (all) or non-negative"),
+            ("stream_interval", self.stream_interval is None or self.stream_interval >= 1, "at least 1"),
             ("length_penalty", -10.0 <= self.length_penalty <= 10.0, "in [-10, 10]"),
         )
+        for name, allowed in ABSENT.items():
+            if getattr(self, name):
+                raise RequestError(f"{name} must be left out: {allowed}.", name)
         for name, fine, allowed in ranges:
             if not fine:
                 raise RequestError(f"{name} must be {allowed}, got {getattr(self, name)}.", name)
@@ -174,6 +214,7 @@ class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unk
     dimensions: int | None = None  # keep the first ones of an embedding; None: all
     use_activation: bool | None = None  # normalise embeddings, make scores probabilities; None: as the model says
     truncate_prompt_tokens: int | None = None  # cut prompts to so many tokens; -1: to the model's length
+    skip_reading_prefix_cache: bool | None = None  # compute the whole prompt
     second_segment: int | None = None  # where the second text of a pair begins, for models that mark it
 
     def __post_init__(self) -> None:

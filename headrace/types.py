@@ -90,7 +90,7 @@ class Abort(msgspec.Struct, tag="abort"):
 
 
 class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache"):
-    pass
+    running: bool = False  # requests under way start again
 
 
 class Profile(msgspec.Struct, tag="profile"):
@@ -128,7 +128,7 @@ class TokenDelta(msgspec.Struct, omit_defaults=True, gc=False):
     error: str | None = None
     num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache; with the first delta only
     scheduled_time: float | None = None  # with the first delta only
-    num_preemptions: int = 0
+    num_preemptions: int = 0  # told as they happen, in deltas without tokens
     pooled: Pooled | None = None  # the one result of a pooling request
 
 

@@ -4,6 +4,7 @@ None of MODULES is a file: each holds all the names that ``headrace`` itself has
 users know. Owns the tables; what a name stands for is loaded on first use.
 """
 
+import base64
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -11,32 +12,58 @@ from types import ModuleType
 from typing import Any
 
 MODULES = (
-    *("beam_search", "engine.arg_utils", "engine.async_llm_engine", "engine.llm_engine", "entrypoints.llm", "inputs"),
-    *("inputs.data", "logprobs", "lora.request", "outputs", "pooling_params", "sampling_params", "sequence"),
-    *("tokenizers", "transformers_utils.tokenizer", "utils", "utils.argparse_utils", "v1.engine.async_llm"),
-    *("v1.engine.llm_engine", "v1.sample.logits_processor"),
+    *("beam_search", "distributed", "engine.arg_utils", "engine.async_llm_engine", "engine.llm_engine"),
+    *("entrypoints.llm", "inputs", "inputs.data", "logger", "logprobs", "lora.request", "outputs", "pooling_params"),
+    *("sampling_params", "sequence", "tokenizers", "transformers_utils.tokenizer", "utils", "utils.argparse_utils"),
+    *("utils.print_utils", "utils.serial_utils", "v1.engine.async_llm", "v1.engine.llm_engine", "v1.metrics.reader"),
+    *("v1.sample.logits_processor", "v1.sample.logits_processor.builtin", "version"),
 )
-PACKAGES = ("lora", "transformers_utils", "v1", "v1.engine", "v1.sample")  # that they are in
+PACKAGES = ("lora", "transformers_utils", "v1", "v1.engine", "v1.metrics", "v1.sample")  # that they are in
 NAMES = {
+    "AdapterLogitsProcessor": "headrace.runner.logits_processors:AdapterLogitsProcessor",
     "BatchUpdate": "headrace.runner.logits_processors:BatchUpdate",
     "ClassificationOutput": "headrace.types:ClassificationOutput",
     "ClassificationRequestOutput": "headrace.types:PoolingRequestOutput",
+    "Counter": "headrace.frontend.readings:Counter",
     "EmbeddingOutput": "headrace.types:EmbeddingOutput",
     "EmbeddingRequestOutput": "headrace.types:PoolingRequestOutput",
     "FlexibleArgumentParser": "headrace.cli.engine_args:FlexibleArgumentParser",
+    "Gauge": "headrace.frontend.readings:Gauge",
     "GuidedDecodingParams": "headrace.types:StructuredOutputsParams",
+    "Histogram": "headrace.frontend.readings:Histogram",
     "LogitsProcessor": "headrace.runner.logits_processors:LogitsProcessor",
     "Logprob": "headrace.types:Logprob",
     "LoRARequest": "headrace.frontend.validation:LoRARequest",
+    "Metric": "headrace.frontend.readings:Metric",
     "MoveDirectionality": "headrace.runner.logits_processors:MoveDirectionality",
     "PoolingOutput": "headrace.types:PoolingOutput",
     "PromptType": "headrace.frontend.door:Prompt",
+    "RequestLogitsProcessor": "headrace.runner.logits_processors:RequestLogitsProcessor",
     "RequestOutputKind": "headrace.types:OutputKind",
     "ScoringOutput": "headrace.types:ScoringOutput",
     "ScoringRequestOutput": "headrace.types:PoolingRequestOutput",
+    "Vector": "headrace.frontend.readings:Vector",
+    "cleanup_dist_env_and_memory": "headrace.frontend.llm:free_memory",
     "get_tokenizer": "transformers:AutoTokenizer.from_pretrained",
+    "init_logger": "logging:getLogger",
+    "print_embeddings": "headrace.vllm_names:print_embeddings",
+    "process_dict_updates": "headrace.runner.logits_processors:process_dict_updates",
     "random_uuid": "headrace.frontend.async_engine:random_uuid",
+    "tensor2base64": "headrace.vllm_names:tensor2base64",
 }
+
+
+def print_embeddings(embeds: list[float], prefix: str = "Embeddings") -> None:
+    """Print an embedding's first four numbers and its size."""
+    first = ", ".join(map(str, embeds[:4]))
+    print(f"{prefix}: [{first}{', ...' * (len(embeds) > 4)}] (size={len(embeds)})")
+
+
+def tensor2base64(x: Any) -> str:
+    """A tensor as requests carry prompt embeddings here: a safetensors file in base64."""
+    from safetensors.torch import save
+
+    return base64.b64encode(save({"prompt_embeds": x.contiguous()})).decode()
 
 
 class Finder:

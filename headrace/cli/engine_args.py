@@ -15,7 +15,10 @@ from headrace.cli.parser import ENGINE_GROUPS, describe, normalize
 from headrace.config import OPTIONS, Config, Option
 from headrace.errors import ConfigError
 
-ENGINE_OPTIONS = [option for option in OPTIONS.values() if option.group in ENGINE_GROUPS]
+OF_THE_SERVER = ("disable_log_stats", "enable_log_requests")  # but vLLM's engines have them, too
+ENGINE_OPTIONS = [
+    option for option in OPTIONS.values() if option.group in ENGINE_GROUPS or option.name in OF_THE_SERVER
+]
 
 
 class _EngineArgs:
@@ -28,7 +31,9 @@ class _EngineArgs:
 
     def create_engine_config(self) -> Config:
         """The options as a configuration. Raises ``ConfigError`` as ``Config.from_kwargs`` does."""
-        return Config.from_kwargs(**dataclasses.asdict(self))  # type: ignore[call-overload]
+        from headrace.frontend.overrides import configured
+
+        return configured(dataclasses.asdict(self))  # type: ignore[call-overload]
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -81,7 +86,13 @@ else:
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
-    """argparse, but flags may be written with dashes or underscores, and JSON options with dotted keys."""
+    """argparse, but flags may be written with dashes or underscores, and JSON options with dotted keys.
+
+    A script's own flag takes the place of an engine option of that name.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **({"conflict_handler": "resolve"} | settings))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         own = {flag.replace("_", "-"): flag for flag in self._option_string_actions}

@@ -79,7 +79,9 @@ class ModelOptions:
         choices=("auto", "none", "embed", "classify", "reward"),
     )
     pooler_config: dict[str, Any] | None = option(
-        None, "How to pool, instead of as the model says: pooling_type CLS, LAST or MEAN; use_activation true or false."
+        None,
+        "How to pool, instead of as the model says: pooling_type CLS, LAST or MEAN; use_activation true or false; the "
+        "task of requests that name none.",
     )
     enable_prompt_embeds: bool = option(
         False, "Let prompts be embeddings: whoever may send them can have the model compute anything."
@@ -96,6 +98,7 @@ class LoadOptions:
         "File format of the weights; dummy fills in random values without reading any.",
         choices=("auto", "safetensors", "gguf", "dummy"),
     )
+    use_tqdm_on_load: bool = option(True, "Show how far the start is.")
     download_dir: str | None = option(None, "Where downloads go, instead of Hugging Face's cache.", metavar="DIR")
 
 

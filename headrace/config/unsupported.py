@@ -11,6 +11,8 @@ from headrace.config.option import option
 
 ONE_DEVICE = "one device needs no coordination"
 FIXED_KERNELS = "its kernels are not compiled by torch.compile"
+NO_MEDIA = "no model takes media yet"
+OWN_CLASSES = "workers or a scheduler of your own"
 OWN_FORMATS = "formats of your own (vLLM's plugins are subclasses of its parsers)"
 
 
@@ -66,6 +68,10 @@ class ParallelOptions:
     )
     all2all_backend: str | None = option(None, "How experts exchange tokens.", moot=ONE_DEVICE)
     enable_eplb: bool = option(False, "Balance experts over the devices.", later="expert load balancing")
+    eplb_config: dict[str, Any] | None = option(None, "How to balance them.", later="expert load balancing")
+    data_parallel_hybrid_lb: bool = option(False, "Balance within hosts only.", later="data parallelism")
+    data_parallel_external_lb: bool = option(False, "Leave balancing to others.", later="data parallelism")
+    distributed_timeout_seconds: int | None = option(None, "Longest wait for other devices.", moot=ONE_DEVICE)
     enable_dbo: bool = option(False, "Overlap two half batches.", later="dual batch overlap")
     disable_custom_all_reduce: bool = option(False, "Reduce through the library only.", moot=ONE_DEVICE)
 
@@ -77,6 +83,7 @@ class FeatureOptions:
     quantization: str | None = option(
         None, "Compute with quantized weights.", aliases=("-q",), later="quantized compute", neutral=("gguf",)
     )
+    quantization_config: dict[str, Any] | None = option(None, "How they are.", later="quantized compute")
     kv_cache_dtype: str = option("auto", "Type of cached keys and values.", later="a quantized KV cache")
     cpu_offload_gb: float = option(0.0, "GiB of weights kept in host memory.", minimum=0, later="weight offloading")
     kv_offloading_size: float | None = option(
@@ -93,6 +100,8 @@ class FeatureOptions:
     max_lora_rank: int = option(16, "Largest rank of an adapter.", minimum=1, later="LoRA")
     max_cpu_loras: int | None = option(None, "Adapters in host memory.", minimum=1, later="LoRA")
     fully_sharded_loras: bool = option(False, "Slice adapters over devices.", later="LoRA")
+    lora_dtype: str = option("auto", "Type of adapters.", later="LoRA")
+    default_mm_loras: dict[str, Any] | None = option(None, "Adapters by kind of media.", later="LoRA")
     speculative_config: dict[str, Any] | None = option(
         None, "Draft tokens ahead and verify them.", later="speculative decoding"
     )
@@ -110,9 +119,27 @@ class FeatureOptions:
         None, "Settings of the media processor.", later="media in prompts"
     )
     media_io_kwargs: dict[str, Any] = option({}, "Settings of media decoding.", later="media in prompts")
-    mm_processor_cache_gb: float = option(
-        4.0, "GiB of cached media.", minimum=0, moot="a model without media has none to cache"
+    enable_mm_embeds: bool = option(False, "Take media as embeddings.", later="media in prompts")
+    mm_processor_cache_gb: float = option(4.0, "GiB of cached media.", minimum=0, moot=NO_MEDIA)
+    mm_processor_cache_type: str = option("lru", "Where it is.", moot=NO_MEDIA)
+    mm_encoder_tp_mode: str = option("weights", "What devices share of encoders.", moot=NO_MEDIA)
+    language_model_only: bool = option(False, "Take no media.", moot=NO_MEDIA)
+    interleave_mm_strings: bool = option(False, "Where media stand in texts.", moot=NO_MEDIA)
+    skip_mm_profiling: bool = option(False, "Start without a trial of media.", moot=NO_MEDIA)
+    model_impl: str = option(
+        "auto",
+        "Whose code computes the model.",
+        choices=("auto", "vllm", "transformers", "terratorch"),
+        later="other code of models than its own",
+        neutral=("vllm",),
     )
+    config_format: str = option("auto", "Whose format config.json has.", later="Mistral's own formats", neutral=("hf",))
+    moe_backend: str = option("auto", "Kernels of experts.", later="a choice of kernels")
+    linear_backend: str = option("auto", "Kernels of matrix products.", later="a choice of kernels")
+    worker_cls: str = option("auto", "Your own worker.", later=OWN_CLASSES)
+    worker_extension_cls: str = option("", "Methods added to it.", later=OWN_CLASSES)
+    scheduler_cls: str | None = option(None, "Your own scheduler.", later=OWN_CLASSES)
+    watermark_config: dict[str, Any] | None = option(None, "Mark outputs as generated.", later="watermarks")
     enable_sleep_mode: bool = option(False, "Let the server give its memory back.", later="sleep mode")
     otlp_traces_endpoint: str | None = option(None, "Send traces there.", later="OpenTelemetry traces")
     collect_detailed_traces: str | None = option(None, "What to trace.", later="OpenTelemetry traces")
@@ -174,4 +201,16 @@ class LegacyOptions:
     show_hidden_metrics_for_version: str | None = option(
         None, "Bring renamed metrics back.", moot="old metric names are always served beside the new ones"
     )
+    enable_trace_replay: bool = option(
+        False, "Let requests name the tokens to generate.", moot="any may, with trace_decode_token_ids"
+    )
+    disable_cascade_attn: bool = option(True, "Attend to shared prefixes apart.", moot="there is no cascade attention")
+    disable_hybrid_kv_cache_manager: bool | None = option(
+        None, "Keep what no layer reads.", moot="each kind of layer keeps what it reads"
+    )
+    ignore_patterns: list[str] = option([], "Files not to download.", moot="only files that are read are downloaded")
+    model_loader_extra_config: dict[str, Any] = option(
+        {}, "Settings of the loader.", moot="files are mapped into memory and read on several threads as they are"
+    )
+    pt_load_map_location: str = option("cpu", "Where .bin files go.", moot="no .bin files are read")
     enable_scale_out: bool = option(False, "Open the token routes.", moot="the token routes are always open")

@@ -77,13 +77,13 @@ class Engine:
         if step is not None:
             with nullcontext() if self.profiler is None else self.profiler.step(step.plan):
                 self._in_flight.append((step, self.runner.execute(step.plan)))
-        given_up = self.scheduler.take_given_up()
+        news = self.scheduler.take_news()
         if self._in_flight and (step is None or len(self._in_flight) >= self.runner.steps_in_flight):
             oldest, wait = self._in_flight.popleft()
-            return given_up + self.scheduler.commit(oldest, wait())
-        if step is None and not given_up:
+            return news + self.scheduler.commit(oldest, wait())
+        if step is None and not news:
             self.scheduler.await_grammars(GRAMMAR_WAIT)
-        return given_up
+        return news
 
     def outputs(self, deltas: list[TokenDelta]) -> Outputs | None:
         """The message for what a step gave: None if there is nothing to tell and the last word is recent."""
@@ -107,5 +107,6 @@ class Engine:
         self.profiler.start()
         return Profiled()
 
-    def reset_prefix_cache(self) -> None:
-        self.scheduler.kv.pool.forget_prefixes()
+    def reset_prefix_cache(self, running: bool = False) -> None:
+        """Forget which blocks hold which prompts; with ``running`` what runs starts again, reusing nothing either."""
+        self.scheduler.reset_prefix_cache(running)

@@ -112,8 +112,8 @@ def take_messages(engine: Engine, link: Link) -> bool:
                 engine.submit(message)
             case Abort():
                 engine.abort(message.request_ids)
-            case ResetPrefixCache():
-                engine.reset_prefix_cache()
+            case ResetPrefixCache(running):
+                engine.reset_prefix_cache(running)
             case Profile():
                 link.send(engine.profile(message.start))
             case Shutdown():

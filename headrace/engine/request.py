@@ -60,7 +60,6 @@ class Request:
         self.num_planned = 0
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache at first admission
         self.num_counted = 0  # prompt tokens in the statistics: none twice, though computed again after a preemption
-        self.num_preemptions = 0
         self.scheduled_time: float | None = None
         self.started = False  # its first delta has been sent
         self.row = -1
@@ -98,6 +97,8 @@ class Request:
 
     @property
     def needs_whole_prompt(self) -> bool:
-        """Whether something of every prompt token is wanted, so that none may come from the prefix cache."""
-        by_token = self.pooling is not None and (self.pooling.task or "").startswith("token")
-        return by_token or self.params.prompt_logprobs is not None
+        """Whether none of the prompt may come from the prefix cache, as where something of every token is wanted."""
+        pooling, params = self.pooling, self.params
+        if pooling is not None:
+            return (pooling.task or "").startswith("token") or bool(pooling.skip_reading_prefix_cache)
+        return params.prompt_logprobs is not None or bool(params.skip_reading_prefix_cache)

@@ -86,7 +86,7 @@ class Scheduler:
         self.kv = KVCache(layout, enable_prefix_caching)
         self.requests: dict[str, Request] = {}
         self.preparing: list[Request] = []
-        self._given_up: list[TokenDelta] = []  # the ends of requests that can't go on
+        self._news: list[TokenDelta] = []  # preemptions, and the ends of requests that can't go on
         self.waiting: list[Request] = []  # these lists are sorted by key, first to be served first
         self.running: list[Request] = []
         self._behind: list[Request] = []  # of the running: who has more than its last token to compute
@@ -291,10 +291,10 @@ class Scheduler:
                 if request in self._decoding:
                     self._decoding.call_at(request, self._next_change(request))
 
-    def take_given_up(self) -> list[TokenDelta]:
-        """The ends of requests that failed since the last call."""
-        ends, self._given_up = self._given_up, []
-        return ends
+    def take_news(self) -> list[TokenDelta]:
+        """What happened to requests since the last call, apart from what steps gave."""
+        news, self._news = self._news, []
+        return news
 
     def await_grammars(self, timeout: float) -> None:
         """Wait until a grammar is further, for at most so many seconds: for when nothing else can advance."""
@@ -317,7 +317,7 @@ class Scheduler:
         if constraint is None:
             return False
         if (error := constraint.error) is not None:
-            self._given_up.append(TokenDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error))
+            self._news.append(TokenDelta(request.request_id, finish_reason=FinishReason.ERROR, error=error))
             self._finish(request)
             return True
         return request.num_tokens > len(request.token_ids) or constraint.late is not None
@@ -340,7 +340,6 @@ class Scheduler:
             delta.num_cached_tokens = request.num_cached_tokens
             delta.scheduled_time = request.scheduled_time
         if delta.finish_reason is not None:
-            delta.num_preemptions = request.num_preemptions
             self._finish(request)
 
     def stats(self) -> Stats:
@@ -375,9 +374,14 @@ class Scheduler:
         self._release(request)
         request.enter(State.WAITING)
         request.num_planned = 0
-        request.num_preemptions += 1
+        self._news.append(TokenDelta(request.request_id, num_preemptions=1))  # now: a stop string may end it there
         self._stats.num_preemptions += 1
         insort(self.waiting, request, key=by_key)
+
+    def reset_prefix_cache(self, running: bool) -> None:
+        for request in list(self.running) if running else ():
+            self._preempt(request)
+        self.kv.pool.forget_prefixes()
 
     def _finish(self, request: Request) -> None:
         if request.state is State.RUNNING:

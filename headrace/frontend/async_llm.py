@@ -280,8 +280,10 @@ class AsyncLLM:
             if engine_ids and self._death is None:
                 await self._engine.send(Abort(engine_ids))
 
-    async def reset_prefix_cache(self) -> None:
-        await self._engine.send(ResetPrefixCache())
+    async def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """As ``LLM.reset_prefix_cache``."""
+        await self._engine.send(ResetPrefixCache(reset_running_requests))
+        return True
 
     async def start_profile(self) -> None:
         """Begin to record a profile, as --profiler-config says. Raises ``ProfilerActiveError``, ``ProfilerError``."""
@@ -349,9 +351,8 @@ class AsyncLLM:
             if news := self._news.get(request_id):
                 news.ring()
         if outputs.stats is not None:
+            self._tracker.take_stats(outputs.stats)
             self._stats = outputs.stats
-            for observer in self.observers:
-                observer.on_stats(outputs.stats)
         if stopped:
             await self._engine.send(Abort(stopped))
         for submit in following:

@@ -80,8 +80,7 @@ class _Stream:
     def __call__(self, token_id: int) -> str:
         text = self._step(token_id)
         if text and self._held:
-            known = self._held if text.startswith(self._held) else self._held.rstrip(REPLACEMENT)
-            text, self._held = text.removeprefix(known), ""
+            text, self._held = _gained(self._held, text), ""
         return text
 
     def _step(self, token_id: int) -> str:
@@ -104,10 +103,18 @@ class _Window:
 
     def __call__(self, token_id: int) -> str:
         self._ids.append(token_id)
-        known = self._tokenizer.decode(self._ids[: self._num_read], self._skip)
+        before = self._tokenizer.decode(self._ids[: self._num_read], self._skip)
         text = self._tokenizer.decode(self._ids, self._skip)
-        if len(text) <= len(known) or text.endswith(REPLACEMENT):
+        gained = _gained(before, text)
+        if not gained or text.endswith(REPLACEMENT):
             return ""
         self._ids = self._ids[self._num_read - PROMPT_TAIL if self._num_read > PROMPT_TAIL else 0 :]
         self._num_read = len(self._ids)
-        return text[len(known) :]
+        return gained
+
+
+def _gained(before: str, text: str) -> str:
+    """What ``text`` has beyond ``before``, the end of which may have been half of a character that is whole now."""
+    while before.endswith(REPLACEMENT) and not text.startswith(before):
+        before = before[:-1]
+    return text[len(before) :]

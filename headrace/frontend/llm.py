@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
-from headrace.config import Config
 from headrace.config.options import ModelOptions
 from headrace.engine.core import Engine
 from headrace.engine.threads import wait_briefly
@@ -19,8 +18,11 @@ from headrace.frontend.beam import BeamSearchOutput, BeamSearchParams, found_by,
 from headrace.frontend.chat import render_chat
 from headrace.frontend.door import Door, Prompt, load_tokenizer
 from headrace.frontend.grammar import check_grammar
+from headrace.frontend.metrics import Metrics
+from headrace.frontend.overrides import configured
 from headrace.frontend.pooling import PoolingTrack, Scoring, with_tensor
 from headrace.frontend.progress import prompt_progress, startup_progress
+from headrace.frontend.readings import Metric, readings
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
@@ -44,6 +46,11 @@ Messages = list[dict[str, Any]]
 Shown = bool | Callable[..., Any]  # whether a bar shows progress, or what makes one, such as tqdm
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(ModelOptions):
+    hf_config: Any = None  # transformers' PretrainedConfig
+
+
 def _absent(what: str) -> Callable[..., Any]:
     def method(self: "LLM", *_: Any, **__: Any) -> Any:
         raise NotImplementedError(f"This version does not have {what} yet.")
@@ -54,7 +61,8 @@ def _absent(what: str) -> Callable[..., Any]:
 class LLM:
     """A model to generate with: ``LLM("path or hub id").generate("Hello")``. Options are those of the command line.
 
-    ``logits_processors`` may hold classes as well as "module:Class".
+    ``hf_overrides`` may be a function of the model's configuration, and ``logits_processors`` may hold classes as well
+    as "module:Class"; metrics are kept with ``disable_log_stats=False``.
     Raises ``ConfigError`` if the model can't be served as asked.
     """
 
@@ -64,13 +72,18 @@ class LLM:
 
         if isinstance(processors := options.get("logits_processors"), list | tuple):
             options["logits_processors"] = [_name(processor) for processor in processors]
-        self.config = Config.from_kwargs(**({"model": model} if model else {}), **options)
-        files = source.resolve(self.config.model, self.config.load)
-        with startup_progress() as show:
+        options = {"disable_log_stats": True} | ({"model": model} if model else {}) | options
+        self.config = configured(options)
+        self._files = files = source.resolve(self.config.model, self.config.load)
+        with startup_progress(self.config.load.use_tqdm_on_load) as show:
             self._engine: Engine | None = build_engine(self.config, files, show)
         self.info = self._engine.info
         self.door = Door(self.config, self.info, load_tokenizer(files, self.config))
         self._tracker = Tracker([])
+        self._metrics: Metrics | None = None
+        if not self.config.server.disable_log_stats:
+            self._metrics = Metrics(self.config, self.info, (self.config.model.served_model_name or [files.name])[0])
+            self._tracker.observers.append(self._metrics)
         self._queued: list[Track] = []  # by ``enqueue``
         self._ids = map(str, itertools.count())
 
@@ -94,10 +107,13 @@ class LLM:
 
         return LLMEngine(self)
 
-    @property
-    def model_config(self) -> ModelOptions:
-        """The model's options, with the length and the type that the engine settled on."""
-        return dataclasses.replace(self.config.model, max_model_len=self.info.max_model_len, dtype=self.info.dtype)
+    @cached_property
+    def model_config(self) -> "ModelConfig":
+        """The model's options, with the length and the type that the engine settled on, and its configuration."""
+        model, info = self.config.model, self.info
+        hf_config = source.load_config(self._files, model.hf_overrides, model.trust_remote_code)
+        settled = {"max_model_len": info.max_model_len, "dtype": info.dtype, "hf_config": hf_config}
+        return ModelConfig(**vars(model) | settled)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's makers advise."""
@@ -290,10 +306,20 @@ class LLM:
 
     sleep, wake_up = _absent("sleep mode"), _absent("sleep mode")
     collective_rpc, apply_model = _absent("workers to be called"), _absent("workers to be called")
-    get_metrics = _absent("metrics without a server")
 
-    def reset_prefix_cache(self) -> None:
-        self._alive.reset_prefix_cache()
+    def get_metrics(self) -> list[Metric]:
+        """What the metrics of docs/metrics.md stand at. Raises ``RequestError`` unless they are kept."""
+        if self._metrics is None:
+            raise RequestError("get_metrics needs an LLM that was started with disable_log_stats=False.")
+        return readings(self._metrics.registry)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Forget which KV blocks hold which prompts, True; with ``reset_running_requests`` those compute theirs anew.
+
+        ``reset_connector`` asks for nothing: there is no connector.
+        """
+        self._alive.reset_prefix_cache(reset_running_requests)
+        return True
 
     def start_profile(self) -> None:
         """Begin to record a profile, as ``profiler_config`` says. Raises ``ProfilerActiveError``, ``ProfilerError``."""
@@ -312,8 +338,7 @@ class LLM:
     def shutdown(self) -> None:
         """Free the model and its memory."""
         self._engine = None
-        gc.unfreeze()  # which the engine's start froze
-        gc.collect()
+        free_memory()
 
     @property
     def _alive(self) -> Engine:
@@ -359,6 +384,8 @@ class LLM:
     def _step(self) -> dict[str, Track]:
         """One engine step; returns the requests that it changed."""
         changed, stopped, following = self._tracker.take(self._alive.step(), time.monotonic())
+        if self._metrics is not None:
+            self._tracker.take_stats(self._alive.scheduler.stats())
         self._alive.abort(stopped)
         for submit in following:
             self._alive.submit(submit)
@@ -384,6 +411,12 @@ class LLM:
             for request_id in waiting:
                 self._abort(request_id)
             raise
+
+
+def free_memory(shutdown_ray: bool = False) -> None:
+    """Free the models that nobody holds any more; vLLM's name for it is ``cleanup_dist_env_and_memory``."""
+    gc.unfreeze()  # what an engine's start froze
+    gc.collect()
 
 
 def _name(processor: Any) -> Any:

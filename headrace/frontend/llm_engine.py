@@ -1,5 +1,6 @@
 """vLLM's LLMEngine: an LLM whose caller adds requests and makes each step. Owns the callers' names of its requests."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from headrace.errors import RequestError
@@ -21,7 +22,7 @@ class LLMEngine:
         self.llm = llm
         self._tracks: dict[str, Track] = {}  # by the caller's id
         self.get_tokenizer, self.reset_prefix_cache = llm.get_tokenizer, llm.reset_prefix_cache
-        self.start_profile, self.stop_profile = llm.start_profile, llm.stop_profile
+        self.start_profile, self.stop_profile, self.get_metrics = llm.start_profile, llm.stop_profile, llm.get_metrics
 
     @classmethod
     def from_engine_args(cls, engine_args: Any) -> "LLMEngine":
@@ -30,6 +31,12 @@ class LLMEngine:
     @property
     def model_config(self) -> Any:
         return self.llm.model_config
+
+    @property
+    def vllm_config(self) -> SimpleNamespace:
+        """All options, in groups under vLLM's names for them."""
+        groups = {f"{name}_config": options for name, options in vars(self.llm.config).items()}
+        return SimpleNamespace(**groups | {"model_config": self.model_config})
 
     def add_request(
         self,

@@ -17,9 +17,12 @@ DESCRIPTION = TextColumn("{task.description}")
 
 
 @contextmanager
-def startup_progress() -> Iterator[Callable[[Progress], None]]:
-    """Gives what shows the stages of start-up: as bars on a terminal, as log lines elsewhere."""
+def startup_progress(shown: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """Gives what shows the stages of start-up, if ``shown``: as bars on a terminal, as log lines elsewhere."""
     console = Console(stderr=True)
+    if not shown:
+        yield lambda progress: None
+        return
     if not console.is_terminal:
         yield _stage_log()
         return

@@ -43,6 +43,9 @@ def rendered(job: Rendering) -> str:
     if content_format == "auto":
         content_format = detect_content_format(job.template)
     conversation = [parse_message(message, content_format) for message in job.messages]
+    for message in conversation:
+        if message["role"] == "developer" and "developer" not in job.template:
+            message["role"] = "system"  # which OpenAI has renamed; few models know it by the new name
     try:
         found: Any = render_jinja_template(  # which is annotated as a str, and is two lists
             conversations=[conversation],

@@ -19,6 +19,7 @@ from headrace.types import (
     RequestMetrics,
     RequestOutput,
     SamplingParams,
+    Stats,
     Submit,
     TokenDelta,
 )
@@ -162,6 +163,7 @@ class Track:
         if kind is OutputKind.FINAL_ONLY and not finished:
             return None
         if kind is OutputKind.DELTA:
+            stream_interval = max(stream_interval, self.params.stream_interval or 1)
             outputs = [out for sequence in self.sequences if (out := self._delta(sequence, stream_interval))]
             if not outputs and not finished:
                 return None
@@ -248,6 +250,7 @@ class Tracker:
         self.observers = observers
         self.tracks: dict[str, Track] = {}  # by request id
         self._sequences: dict[str, tuple[Track, int]] = {}  # by engine id
+        self._num_late = 0  # tokens that came after their sequence's end: an abort or a stop string
 
     def add(self, track: Track) -> None:
         self.tracks[track.request_id] = track
@@ -257,12 +260,20 @@ class Tracker:
         for sequence in track.sequences:
             self._sequences[sequence.engine_id] = (track, sequence.index)
 
+    def take_stats(self, stats: Stats) -> None:
+        """Tell the observers, without the tokens that are in nobody's answer."""
+        stats.generation_tokens -= self._num_late
+        self._num_late = 0
+        for observer in self.observers:
+            observer.on_stats(stats)
+
     def take(self, deltas: list[TokenDelta], now: float) -> tuple[dict[str, Track], list[str], list[Submit]]:
         """Apply deltas: (requests they changed, engine ids that a stop string ended, messages that follow)."""
         changed, stopped, following = {}, [], []
         for delta in deltas:
             if (found := self._sequences.get(delta.request_id)) is None:
-                continue  # aborted meanwhile
+                self._num_late += len(delta.token_ids)
+                continue
             track, index = found
             changed[track.request_id] = track
             if track.take(index, delta, now, self.observers):

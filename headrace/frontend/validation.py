@@ -5,7 +5,7 @@ Ranges of single fields are ``SamplingParams``' own; here are sizes, and what ne
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,7 +15,7 @@ from headrace.types import EngineInfo, OutputKind, PoolingParams, SamplingParams
 
 MAX_PROMPTS = 1024  # of one completion request
 MAX_INPUTS = 2048  # of one pooling request, as OpenAI's
-MAX_ENTRIES = {"stop": 64, "bad_words": 128, "stop_token_ids": 1024, "logit_bias": 1024}
+MAX_ENTRIES = {"stop": 64, "bad_words": 128, "stop_token_ids": 1024, "logit_bias": 1024, "logprob_token_ids": 1024}
 MAX_CHARACTERS = {"stop": 1024, "bad_words": 256}  # of one entry
 MAX_BAD_WORD_ROWS = 4096  # n * bad_words: each is looked at in every step
 MAX_EXTRA_BYTES = 65_536  # of vllm_xargs, or of chat_template_kwargs, as JSON
@@ -30,6 +30,7 @@ MAX_BEAM_WIDTH = 128  # each step looks at so many tokens after each of so many 
 UNSEARCHABLE: dict[str, Any] = {  # what a beam search can't obey: the fields, and the values that ask for nothing
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_tokens"), 0),
     **dict.fromkeys(("allowed_token_ids", "logit_bias", "structured_outputs", "thinking_token_budget")),
+    **dict.fromkeys(("logprob_token_ids", "trace_decode_token_ids")),
     "repetition_penalty": 1.0,
     "stop": [],
     "bad_words": [],
@@ -116,7 +117,7 @@ def check_params(params: SamplingParams, num_prompt_tokens: int, config: Config,
     _check_sizes(params)
     if params.allowed_token_ids is not None and not 1 <= len(params.allowed_token_ids) <= info.vocab_size:
         raise RequestError("allowed_token_ids must hold at least one token, and no more than all.", "allowed_token_ids")
-    for name in ("allowed_token_ids", "logit_bias", "stop_token_ids"):
+    for name in ("allowed_token_ids", "logit_bias", "stop_token_ids", "logprob_token_ids", "trace_decode_token_ids"):
         _check_ids(getattr(params, name) or (), info.vocab_size, name)
     for value in (params.logit_bias or {}).values():
         if not -100 <= value <= 100:
@@ -147,22 +148,30 @@ LATER = {  # arguments of vLLM's methods, and what any value but None of them ne
 }
 
 
+class TokenizationOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What ``tokenization_kwargs`` may hold."""
+
+    add_special_tokens: bool | msgspec.UnsetType = msgspec.UNSET
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | msgspec.UnsetType | None = msgspec.UNSET
+
+
 def tokenization(others: dict[str, Any]) -> dict[str, Any]:
     """The ``tokenization_kwargs`` among the arguments of vLLM's methods that are none of ours by name.
 
     Raises ``RequestError`` if they, or any other of those arguments, ask for what is not there.
     """
-    options: dict[str, Any] = others.pop("tokenization_kwargs", None) or {}
+    given = others.pop("tokenization_kwargs", None)
     for name, value in others.items():
         if name not in LATER:
             raise TypeError(f"unexpected argument {name!r}")
         if any(entry is not None for entry in (value if isinstance(value, list) else [value])):
             raise RequestError(f"{name} needs {LATER[name]}, which this version does not have yet: leave it out.", name)
-    for name in options.keys() - {"add_special_tokens", "truncate_prompt_tokens"}:
-        raise RequestError(
-            f"tokenization_kwargs may hold add_special_tokens and truncate_prompt_tokens, not {name}.", name
-        )
-    return options
+    try:
+        options = msgspec.convert({} if given is None else given, TokenizationOptions)
+    except msgspec.ValidationError as error:
+        message = f"tokenization_kwargs may hold add_special_tokens and truncate_prompt_tokens (-1 or more): {error}."
+        raise RequestError(message, "tokenization_kwargs") from None
+    return msgspec.to_builtins(options)  # type: ignore[no-any-return]
 
 
 def check_priority(priority: int, config: Config) -> None:

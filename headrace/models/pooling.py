@@ -13,6 +13,7 @@ from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.models.registry import Architecture, architecture_of
 from headrace.models.source import ModelFiles
+from headrace.types import POOLING_TASKS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -38,6 +39,7 @@ class Pooling:
     task: Literal["embed", "classify"]
     kind: Kind
     activate: bool  # normalise embeddings, make scores probabilities, unless a request says otherwise
+    main: str | None = None  # of the tasks it is good for, the one that requests mean which name none
     dense: tuple[Path, ...] = ()  # folders of sentence-transformers' Dense modules, in order
     max_length: int | None = None  # tokens of a prompt, if less than the model's positions
     labels: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
             "embed",
             settings.get("kind", kind),
             normalized if activate is None else activate,
+            settings.get("main"),
             dense,
             _setting(path / "sentence_bert_config.json", "max_seq_length") or None if modules else None,
             sizes=tuple(getattr(hf_config, "matryoshka_dimensions", None) or ()),
@@ -73,12 +76,13 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
     default: Kind = "cls" if architecture.kind == "encoder" else "last"
     kind = settings.get("kind", default)
     if architecture.holds == "head":
-        return Pooling("classify", kind, activate is not False, labels=("yes",), answers=_answers(hf_config))
+        answers = _answers(hf_config)
+        return Pooling("classify", kind, activate is not False, settings.get("main"), labels=("yes",), answers=answers)
     labels = labels_of(hf_config)
     multi_label = len(labels) == 1 or getattr(hf_config, "problem_type", None) == "multi_label_classification"
     if activate is None:
         activate = "Identity" not in _activation_name(hf_config)
-    return Pooling("classify", kind, activate, labels=labels, multi_label=multi_label)
+    return Pooling("classify", kind, activate, settings.get("main"), labels=labels, multi_label=multi_label)
 
 
 def _task(config: Config, architecture: Architecture, hf_config: "PretrainedConfig", sentences: bool) -> str:
@@ -118,17 +122,19 @@ def _asked(config: Config) -> str | None:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """``kind`` and ``activate`` out of --pooler-config, by vLLM's names for them."""
+    """``kind``, ``activate`` and ``main`` out of --pooler-config, by vLLM's names for them."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name in ("pooling_type", "seq_pooling_type") and str(value).lower() in KINDS:
             found["kind"] = KINDS[str(value).lower()]
         elif name in ("normalize", "use_activation", "softmax", "activation") and isinstance(value, bool):
             found["activate"] = value
+        elif name == "task" and value in POOLING_TASKS:
+            found["main"] = value
         elif value is not None:
             raise ConfigError(
-                f"--pooler-config can hold pooling_type (CLS, LAST or MEAN) and use_activation (true or false), "
-                f"not {name} {value!r}."
+                f"--pooler-config can hold pooling_type (CLS, LAST or MEAN), use_activation (true or false) and task "
+                f"({', '.join(POOLING_TASKS)}), not {name} {value!r}."
             )
     return found
 

@@ -5,9 +5,12 @@ changes their logits in ``apply``. Owns that interface and its bookkeeping; does
 """
 
 import enum
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -24,7 +27,10 @@ class MoveDirectionality(enum.Enum):
 
 @dataclass(frozen=True)
 class BatchUpdate:
-    """What changed since the last step. Apply ``removed``, then ``added``, then ``moved``."""
+    """What changed since the last step. Apply ``removed``, then ``added``, then ``moved``.
+
+    What is added takes its index from whatever had it, which is not among the removed then.
+    """
 
     batch_size: int
     removed: Sequence[int] = ()
@@ -57,6 +63,62 @@ class LogitsProcessor(ABC):
     def update_state(self, batch_update: BatchUpdate | None) -> None: ...
 
 
+RequestLogitsProcessor = Callable[..., torch.Tensor]  # of ([prompt ids,] output ids, logits [vocab])
+State = TypeVar("State")
+
+
+def process_dict_updates(
+    states: dict[int, State],
+    batch_update: BatchUpdate | None,
+    new_state: Callable[[SamplingParams, list[int] | None, list[int]], State | None],
+) -> bool:
+    """Bring ``states``, by index, up to date: ``new_state`` makes a request's, or None. Whether anything changed."""
+    if batch_update is None:
+        return False
+    before = dict(states)
+    for index in batch_update.removed:
+        states.pop(index, None)
+    for index, params, prompt, output in batch_update.added:
+        states.pop(index, None)
+        if (state := new_state(params, prompt, output)) is not None:
+            states[index] = state
+    for source, target, direction in batch_update.moved:
+        moved, replaced = states.pop(source, None), states.pop(target, None)
+        if moved is not None:
+            states[target] = moved
+        if replaced is not None and direction is MoveDirectionality.SWAP:
+            states[source] = replaced
+    return states != before
+
+
+class AdapterLogitsProcessor(LogitsProcessor):
+    """Base class of processors that change each request's logits by a function of its own."""
+
+    def __init__(self, config: Config, device: torch.device, is_pin_memory: bool):
+        self.req_info: dict[int, partial[torch.Tensor]] = {}
+
+    @abstractmethod
+    def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
+        """The function for a request with ``params``; None to leave it alone."""
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.req_info, batch_update, self._bound)
+
+    def _bound(
+        self, params: SamplingParams, prompt: list[int] | None, output: list[int]
+    ) -> partial[torch.Tensor] | None:
+        processor = self.new_req_logits_processor(params)
+        if processor is None:
+            return None
+        wants_prompt = len(inspect.signature(processor).parameters) == 3
+        return partial(processor, prompt, output) if wants_prompt else partial(processor, output)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        for index, processor in self.req_info.items():
+            logits[index] = processor(logits[index])
+        return logits
+
+
 @dataclass
 class _Member:
     fact: NewRow
@@ -79,6 +141,11 @@ class ProcessorBatch:
             logits = processor.apply(logits)
         return logits
 
+    def release(self, rows: list[int]) -> None:
+        """Forget the requests of these device rows: they ended, or begin anew."""
+        for row in rows:
+            self._latest.pop(row, None)
+
     def record(self, token_ids: list[int]) -> None:
         """Take the tokens sampled after the last ``apply``, in its order."""
         for member, token_id in zip(self._members, token_ids, strict=True):
@@ -90,7 +157,7 @@ class ProcessorBatch:
         kept = {i for i, (old, new) in enumerate(zip(before, self._members, strict=False)) if old is new}
         if len(kept) == len(before) == len(facts):
             return None
-        removed = [i for i in reversed(range(len(before))) if i not in kept]
+        removed = list(reversed(range(len(facts), len(before))))
         added = [
             (i, m.fact.params, m.fact.token_ids[: m.fact.num_prompt_tokens], m.output_ids)
             for i, m in enumerate(self._members)
@@ -100,7 +167,7 @@ class ProcessorBatch:
 
     def _member(self, fact: NewRow) -> _Member:
         member = self._latest.get(fact.row)
-        if member is None or member.fact is not fact:
+        if member is None:
             member = self._latest[fact.row] = _Member(fact, list(fact.token_ids[fact.num_prompt_tokens :]))
         return member
 

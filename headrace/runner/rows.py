@@ -15,7 +15,11 @@ from headrace.types import NewBlocks, NewRow
 # What a row may ask for beyond a plain draw. Steps look after those rows alone, so the others cost nothing.
 WISHES: dict[str, Callable[[NewRow], bool]] = {
     "restrict": lambda row: bool(
-        row.params.logit_bias or row.params.allowed_token_ids is not None or row.params.min_tokens or row.bad_word_ids
+        row.params.logit_bias
+        or row.params.allowed_token_ids is not None
+        or row.params.min_tokens
+        or row.bad_word_ids
+        or row.params.trace_decode_token_ids
     ),
     "penalize": lambda row: bool(
         row.params.presence_penalty or row.params.frequency_penalty or row.params.repetition_penalty != 1

@@ -98,9 +98,13 @@ class Runner:
         """What EngineInfo says of a model that pools; nothing of one that generates."""
         if self.pooler is None:
             return {}
-        pooling, dense = self.pooler.pooling, self.pooler.embedding_size
+        pooling, dense, tasks = self.pooler.pooling, self.pooler.embedding_size, list(self.pooler.heads)
+        if pooling.main is not None and pooling.main not in tasks:
+            raise ConfigError(
+                f"--pooler-config's task {pooling.main} can't be had of this model: {', '.join(tasks)} can."
+            )
         return {
-            "tasks": list(self.pooler.heads),
+            "tasks": sorted(tasks, key=lambda task: task != pooling.main),
             "embedding_sizes": [dense, *pooling.sizes],
             "labels": list(pooling.labels),
             "prompts": pooling.prompts,
@@ -135,6 +139,8 @@ class Runner:
     def execute(self, plan: Plan) -> Callable[[], Sampled]:
         """Launch a step; the returned call waits for it and gives what it sampled."""
         self.rows.apply(plan.freed_rows, plan.new_rows, plan.new_blocks)
+        if self._processors is not None:
+            self._processors.release(plan.freed_rows)
         if self.pooler is not None:
             return self.pooler(plan, self._hidden(plan, self.pooler), self.rows)
         embeds = embeds_of(plan, self.rows)

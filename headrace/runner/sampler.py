@@ -6,7 +6,7 @@ rows, so a preempted request needs nothing restored. Knows no schedule and no mo
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -32,11 +32,14 @@ class TopLogprobs:
     rank: torch.Tensor
     top_ids: torch.Tensor
     top_values: torch.Tensor
+    named: dict[int, tuple[list[int], torch.Tensor]] = field(default_factory=dict, init=False)  # place -> ids, values
 
     def to_host(self) -> "TopLogprobs":
         """The same on the host; where they come from a GPU the copies may still be under way."""
         parts = (self.chosen, self.value, self.rank, self.top_ids, self.top_values)
-        return TopLogprobs(*(part.to("cpu", non_blocking=True) for part in parts))
+        found = TopLogprobs(*(part.to("cpu", non_blocking=True) for part in parts))
+        found.named.update({i: (ids, values.to("cpu", non_blocking=True)) for i, (ids, values) in self.named.items()})
+        return found
 
     def positions(self, counts: list[int]) -> list[PositionLogprobs]:
         """One entry a position, with its ``counts[i]`` top tokens; the tensors must be on the host by now."""
@@ -48,6 +51,9 @@ class TopLogprobs:
             for place, (other, other_value) in enumerate(zip(ids[:width], values[:width], strict=True), 1):
                 entry.setdefault(other, Logprob(other_value, place))
             found.append(entry)
+        for position, (named, scores) in self.named.items():
+            for token, value in zip(named, scores.tolist(), strict=True):
+                found[position].setdefault(token, Logprob(value))
         return found
 
 
@@ -116,12 +122,21 @@ class Sampler:
         if raw is None:
             warm = self.rows.floats[0, places.rows[wanted], None]
             raw = logits[wanted] / torch.where(warm < GREEDY_BELOW, 1.0, warm)
-        counts = [self.rows.fact(rows[i]).params.logprobs or 0 for i in wanted]
-        return tokens, top_logprobs(self.normalize(raw), tokens[wanted], counts)
+        params = [self.rows.fact(rows[i]).params for i in wanted]
+        scores = self.normalize(raw)
+        found = top_logprobs(scores, tokens[wanted], [each.logprobs or 0 for each in params])
+        for place, each in enumerate(params):
+            if each.logprob_token_ids:
+                found.named[place] = (each.logprob_token_ids, scores[place, self._ids(each.logprob_token_ids)])
+        return tokens, found
 
     def _restrict(self, row: torch.Tensor, fact: NewRow, length: int) -> None:
-        """Apply to one row's logits what names single tokens: logit_bias, allowed_token_ids, min_tokens, bad words."""
+        """Apply to one row's logits what names single tokens: a trace, or logit_bias, allowed tokens and the like."""
         params = fact.params
+        if params.trace_decode_token_ids is not None:
+            row.fill_(-torch.inf)
+            row[params.trace_decode_token_ids[length - fact.num_prompt_tokens]] = 0
+            return
         if params.logit_bias:
             ids = self._ids(params.logit_bias.keys())
             values = torch.tensor(list(params.logit_bias.values()), dtype=row.dtype)  # which may be given as integers

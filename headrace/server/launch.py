@@ -27,12 +27,12 @@ from headrace.config import Config, ServerOptions
 from headrace.errors import ConfigError, EngineDeadError
 from headrace.frontend.async_llm import AsyncLLM
 from headrace.frontend.chat import load_chat_template
+from headrace.frontend.metrics import Metrics
 from headrace.frontend.progress import startup_progress
 from headrace.server.announce import announce_ready, announce_start
 from headrace.server.app import build_app
 from headrace.server.connection import Connection
 from headrace.server.context import Context
-from headrace.server.metrics import Metrics
 from headrace.server.stats_log import StatsLog
 from headrace.server.tls import refresh, tls_context
 
@@ -116,7 +116,7 @@ async def application(config: Config, stop: asyncio.Event) -> AsyncIterator[Fast
 
 async def start_engine(config: Config, stop: asyncio.Event) -> AsyncLLM | None:
     """A ready engine; None if ``stop`` was set before."""
-    with startup_progress() as show:
+    with startup_progress(config.load.use_tqdm_on_load) as show:
         starting = asyncio.ensure_future(AsyncLLM.start(config, show))
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -79,6 +79,9 @@ def test_openai_client(embedder: Server) -> None:
     answer = client.embeddings.create(model="minilm", input=TEXTS)  # base64, as this client asks for by default
     assert np.sum(np.array([item.embedding for item in answer.data]) * expected, axis=1).min() > 0.99999
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > len(TEXTS)
+    for name in ("use_activation", "normalize"):
+        raw = client.embeddings.create(model="minilm", input=TEXTS[0], extra_body={name: False}).data[0].embedding
+        assert abs(np.linalg.norm(raw) - 1) > 0.1
     plain = client.embeddings.create(model="minilm", input=TEXTS[0], encoding_format="float", dimensions=8)
     short = expected[0][:8] / np.linalg.norm(expected[0][:8])
     assert np.allclose(plain.data[0].embedding, short, atol=1e-5)
@@ -150,6 +153,12 @@ def test_one_route_for_all(embedder: Server) -> None:
         ("/rerank", {"query": "a", "documents": []}, "documents"),
         ("/rerank", {"query": "a", "documents": ["b"], "max_tokens_per_doc": 9}, "together"),
         ("/pooling", {"input": "x", "task": "nothing"}, "task must be"),
+        ("/pooling", {"input": "x", "tokenization_kwargs": 7}, "Send add_special_tokens"),
+        ("/pooling", {"input": "x", "padding": "max_length"}, "never padded"),
+        ("/v1/embeddings", {"input": "x", "truncation_side": "left"}, "truncation_side"),
+        ("/v1/embeddings", {"input": "x", "truncation_side": "right"}, None),
+        ("/v1/embeddings", {"messages": [], "chat_template_kwargs": 7}, "chat_template_kwargs"),
+        ("/v2/embed", {"texts": ["x"], "dimensions": 7, "truncate_prompt_tokens": 1}, None),
     ],
 )
 def test_answers_and_refusals(embedder: Server, path: str, body: dict[str, Any], words: str | None) -> None:

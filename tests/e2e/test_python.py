@@ -10,6 +10,7 @@ import torch
 
 from headrace import LLM, AsyncEngineArgs, AsyncLLM, AsyncLLMEngine, EngineArgs, PoolingParams, SamplingParams
 from headrace.errors import ConfigError, RequestError
+from headrace.frontend.readings import Counter, Gauge, Histogram
 
 OPTIONS: dict[str, Any] = {"max_model_len": 256, "dtype": "float32", "kv_cache_memory_bytes": 2**26}
 PROMPTS = ["To be", "or not to be, that is", {"prompt_token_ids": [5, 6, 7]}]
@@ -59,6 +60,50 @@ def test_what_is_enqueued_waits_for_its_completion(llm: LLM, expected: list[list
     assert not llm.wait_for_completion(use_tqdm=False)
 
 
+def test_overrides_may_be_a_function_of_the_configuration(tiny: Path) -> None:
+    def shorter(hf_config: Any) -> Any:
+        hf_config.update({"max_position_embeddings": 128, "rope_parameters": hf_config.rope_parameters | {"factor": 2}})
+        return hf_config
+
+    options = OPTIONS | {"max_model_len": None, "hf_overrides": shorter}
+    assert EngineArgs(model=str(tiny), **options).create_engine_config().model.hf_overrides.keys() == {
+        "max_position_embeddings",
+        "rope_parameters",
+    }
+    llm = LLM(str(tiny), **options)
+    model_config = llm.llm_engine.vllm_config.model_config
+    llm.shutdown()
+    assert model_config.max_model_len == 128
+    assert (model_config.hf_config.max_position_embeddings, model_config.hf_config.vocab_size) == (128, 49152)
+    with pytest.raises(ConfigError, match="hf_overrides must return the model's configuration, got None"):
+        LLM(str(tiny), hf_overrides=lambda hf_config: None)
+
+
+def test_a_request_may_stream_seldom_and_pass_the_prefix_cache_by(llm: LLM) -> None:
+    params = PARAMS.clone(n=1, stream_interval=4)
+    assert [len(output.outputs[0].token_ids) for output in llm.stream("To be", params)] == [1, 4, 4]
+    cached = [
+        llm.generate("or not to be, " * 8, params.clone(skip_reading_prefix_cache=skip), use_tqdm=False)[0]
+        for skip in (None, None, True)
+    ]
+    assert [bool(output.num_cached_tokens) for output in cached] == [False, True, False]
+    assert tokens(cached[1]) == tokens(cached[2])
+
+
+def test_metrics_are_read_as_objects(llm: LLM) -> None:
+    keeping = LLM(llm.config.model.model, disable_log_stats=False, **OPTIONS)
+    keeping.generate(PROMPTS, PARAMS, use_tqdm=False)
+    found = {metric.name: metric for metric in keeping.llm_engine.get_metrics()}
+    keeping.shutdown()
+    tokens, running, lengths = (
+        found[f"vllm:{name}"] for name in ("generation_tokens", "num_requests_running", "request_generation_tokens")
+    )
+    assert isinstance(tokens, Counter) and tokens.value == 3 * 2 * 9
+    assert isinstance(running, Gauge) and running.labels["engine"] == "0"
+    assert isinstance(lengths, Histogram) and (lengths.count, lengths.sum) == (3, 54)
+    assert (lengths.buckets["10.0"], lengths.buckets["20.0"], lengths.buckets["+Inf"]) == (0, 3, 3)
+
+
 async def test_an_engine_starts_with_its_first_request(tiny: Path, expected: list[list[list[int]]]) -> None:
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tiny), **OPTIONS))
     assert not engine.is_running
@@ -82,6 +127,8 @@ async def test_a_start_that_fails_says_so_to_each_request() -> None:
 async def test_steps_and_streams_may_pool(tiny: Path) -> None:
     llm = LLM(str(tiny), convert="embed", **OPTIONS)
     engine = llm.llm_engine
+    with pytest.raises(RequestError, match="disable_log_stats=False"):
+        llm.get_metrics()
     engine.add_request("v", "Hello you", PoolingParams(task="embed"), tokenization_kwargs={"truncate_prompt_tokens": 1})
     outputs: list[Any] = []
     while engine.has_unfinished_requests():

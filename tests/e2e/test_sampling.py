@@ -215,6 +215,22 @@ def test_no_top_logprobs_and_no_logprobs_at_all(llm: LLM) -> None:
     assert complete(llm).logprobs is None and complete(llm).cumulative_logprob is None
 
 
+def test_logprobs_of_named_tokens_and_of_a_trace(llm: LLM) -> None:
+    usual, named = complete_all(llm, FRANCE, [{"logprobs": 20}, {"logprob_token_ids": [7, 9], "logprobs": 3}])
+    position = usual.logprobs[0]
+    other = list(position)[5]
+    [traced] = llm.generate(
+        [FRANCE], SamplingParams(trace_decode_token_ids=[other, 2, 9], logprob_token_ids=[9], stop="a")
+    )
+    assert named.token_ids == usual.token_ids
+    assert [list(position) for position in named.logprobs] == [[token, 7, 9] for token in usual.token_ids]
+    [output] = traced.outputs
+    assert (output.token_ids, output.finish_reason) == ([other, 2, 9], "length")  # 2 would end it
+    assert output.logprobs[0][other].logprob == pytest.approx(position[other].logprob, abs=1e-3)
+    assert output.logprobs[0][9].logprob == pytest.approx(named.logprobs[0][9].logprob, abs=1e-3)
+    assert list(output.logprobs[2]) == [9]
+
+
 def test_prompt_logprobs_over_several_chunks(llm: LLM, reference: Reference) -> None:
     params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=2)
     [plain, output] = llm.generate([FRANCE, LONG], [params.clone(prompt_logprobs=None), params], use_tqdm=False)

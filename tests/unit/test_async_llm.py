@@ -14,6 +14,7 @@ from headrace.engine.client import EngineProcess
 from headrace.errors import EngineDeadError, RequestError
 from headrace.frontend.async_llm import AsyncLLM
 from headrace.frontend.door import Door
+from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.models import source
 from headrace.types import (
@@ -23,6 +24,7 @@ from headrace.types import (
     OutputKind,
     Outputs,
     SamplingParams,
+    Stats,
     Submit,
     ToEngine,
     TokenDelta,
@@ -39,7 +41,8 @@ class ScriptedProcess:
         self._said: asyncio.Queue[FromEngine] = asyncio.Queue()
 
     def say(self, *deltas: TokenDelta) -> None:
-        self._said.put_nowait(Outputs(time.monotonic(), list(deltas)))
+        stats = Stats(generation_tokens=sum(len(delta.token_ids) for delta in deltas))
+        self._said.put_nowait(Outputs(time.monotonic(), list(deltas), stats))
 
     async def send(self, message: ToEngine) -> None:
         self.sent.put_nowait(message)
@@ -74,6 +77,49 @@ async def test_a_stream_that_is_behind_gets_all_tokens_at_once(slow: bool) -> No
         outputs += [output async for output in stream]
     given = [(output.outputs[0].text, list(output.outputs[0].token_ids), output.finished) for output in outputs]
     assert given == [("B", [66], False), ("CDEF", [67, 68, 69, 70], True)]
+
+
+async def test_a_request_may_want_more_tokens_in_a_chunk() -> None:
+    process, config = ScriptedProcess(), Config()
+    door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
+    async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
+        params = SamplingParams(stream_interval=2, output_kind=OutputKind.DELTA)
+        texts: list[str] = []
+
+        async def read() -> None:
+            async for output in llm.generate([65], params):
+                texts.append(output.outputs[0].text)
+
+        reading = asyncio.ensure_future(read())
+        name = cast(Submit, await process.sent.get()).request_id
+        for token_id in range(66, 71):
+            process.say(TokenDelta(name, [token_id], finish_reason=FinishReason.LENGTH if token_id == 70 else None))
+            for _ in range(20):
+                await asyncio.sleep(0)
+        await reading
+    assert texts == ["B", "CD", "EF"]
+
+
+async def test_only_tokens_of_answers_are_counted_and_every_preemption_is() -> None:
+    """Though a stop string ends an answer when the engine has gone on, and never tells of its end."""
+    told: list[FinishedRequest] = []
+    counted: list[int] = []
+    observer = Observer()
+    observer.on_finished = told.append  # type: ignore[method-assign]
+    observer.on_stats = lambda stats: counted.append(stats.generation_tokens)  # type: ignore[method-assign]
+    process, config = ScriptedProcess(), Config()
+    door = Door(config, FakeEngine(config).info, Tokenizer(CharTokenizer().hf))
+    async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
+        llm.observers.append(observer)
+        stream = llm.generate([65], SamplingParams(stop=["C"], output_kind=OutputKind.FINAL_ONLY))
+        answer = asyncio.ensure_future(anext(stream))
+        name = cast(Submit, await process.sent.get()).request_id
+        for delta in ([66], [], [67], [68], [69]):
+            process.say(TokenDelta(name, delta, num_preemptions=not delta))
+        assert (await answer).outputs[0].token_ids == [66, 67]
+        while len(counted) < 5:
+            await asyncio.sleep(0)
+    assert (sum(counted), told[0].generation_tokens, told[0].preemptions) == (2, 2, 1)
 
 
 async def test_what_is_refused_does_not_reach_the_engine() -> None:

@@ -18,6 +18,7 @@ from headrace.errors import RequestError
 from headrace.frontend.door import Door
 from headrace.frontend.embeds import read_embeds, taken
 from headrace.types import Embeds, EngineInfo, KVCacheLayout, KVGroup, SamplingParams, Submit
+from headrace.vllm_names import tensor2base64
 
 from .fake_engine import MODEL_LEN, FakeEngine
 
@@ -52,7 +53,8 @@ def pickled(value: Any) -> str:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_float_type_arrives_exactly(dtype: torch.dtype) -> None:
     given = VALUES.to(dtype)
-    for embeds in (read_embeds(sent({"any name": given}), info()), taken(given[None], info())):
+    texts = sent({"any name": given}), tensor2base64(given.T.contiguous().T)
+    for embeds in (*(read_embeds(text, info()) for text in texts), taken(given[None], info())):
         assert np.array_equal(np.frombuffer(embeds.data, np.float32).reshape(3, DIM), given.float().numpy())
     assert taken(given.float().numpy(), info()) == embeds
 

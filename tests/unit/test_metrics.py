@@ -9,8 +9,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.config import Config
+from headrace.frontend.metrics import FINISH_REASONS, LATENCY, TABLE, Metrics, markdown, one_two_five
 from headrace.frontend.observer import FinishedRequest, Observer
-from headrace.server.metrics import FINISH_REASONS, LATENCY, TABLE, Metrics, markdown, one_two_five
 from headrace.server.stats_log import StatsLog
 from headrace.types import Stats
 
@@ -154,7 +154,7 @@ def test_cache_settings_are_labels(metrics: Metrics) -> None:
 
 def test_the_page_lists_the_table() -> None:
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
-    assert page.read_text() == markdown(), "run: python -m headrace.server.metrics > docs/metrics.md"
+    assert page.read_text() == markdown(), "run: python -m headrace.frontend.metrics > docs/metrics.md"
     assert len({metric.name for metric in TABLE}) == len(TABLE)
 
 

@@ -1,6 +1,7 @@
 """The scheduler against a runner that has no model but a KV cache it checks: every plan must be right."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -253,10 +254,11 @@ def test_storm(case: Case, seed: int) -> None:
             engine.abort([request_id, "unknown"])
             aborted.add(request_id)
         if rng.random() < 0.02:
-            engine.reset_prefix_cache()
+            engine.reset_prefix_cache(running=rng.random() < 0.5)
         for delta in engine.step():
             assert delta.request_id not in aborted and delta.request_id not in ends
-            firsts.setdefault(delta.request_id, delta)
+            if delta.token_ids:
+                firsts.setdefault(delta.request_id, delta)
             outputs[delta.request_id].extend(delta.token_ids)
             if delta.finish_reason is not None:
                 ends[delta.request_id] = delta
@@ -347,10 +349,10 @@ def test_a_tight_cache_preempts_the_last_and_loses_nothing(steps_in_flight: int)
     for one in wanted:
         engine.submit(one)
     deltas = run(engine)
-    preempted = {d.request_id: d.num_preemptions for d in deltas if d.finish_reason}
+    preempted = Counter(d.request_id for d in deltas for _ in range(d.num_preemptions))
     assert preempted["a"] == 0 and preempted["c"] > 0
     stats = engine.scheduler.stats()
-    assert (stats.num_preemptions, stats.prompt_tokens) == (sum(preempted.values()), 24)
+    assert (stats.num_preemptions, stats.prompt_tokens) == (preempted.total(), 24)
     for one in wanted:
         tokens = [t for d in deltas if d.request_id == one.request_id for t in d.token_ids]
         assert tokens == expected(one, 48)[0]

@@ -37,8 +37,11 @@ def test_every_module_of_vllm_holds_every_public_name() -> None:
 def test_engine_args_are_flat_and_become_the_configuration() -> None:
     parser = EngineArgs.add_cli_args(own_parser())
     parser.set_defaults(seed=7)
+    parser.add_argument("--profile", choices=["none", "prefill"])  # which is an option of the engine, too
     line = ["--max_model_len=2K", "--no-enable-prefix-caching", "--hf-overrides.a.b", "5", "--my_own", "3"]
-    arguments = parser.parse_args([*line, "--served-model-name", "x", "y", "-tp", "1"])
+    arguments = parser.parse_args([*line, "--profile", "prefill", "--served-model-name", "x", "y", "-tp", "1"])
+    assert arguments.profile == "prefill"
+    del arguments.profile
     args = EngineArgs.from_cli_args(arguments)
     assert (args.max_model_len, args.seed, args.hf_overrides, arguments.my_own) == (2048, 7, {"a": {"b": 5}}, 3)
     args.dtype = "float32"
@@ -68,7 +71,12 @@ def own_parser() -> Any:
         ({"lora_request": [None, None]}, None),
         ({"lora_request": [None, "sql"]}, "lora_request needs LoRA"),
         ({"mm_processor_kwargs": {"fps": 1}}, "needs media in prompts"),
-        ({"tokenization_kwargs": {"padding": True}}, "add_special_tokens and truncate_prompt_tokens, not padding"),
+        ({"tokenization_kwargs": {"padding": True}}, "add_special_tokens and truncate_prompt_tokens .*`padding`"),
+        ({"tokenization_kwargs": {"truncate_prompt_tokens": "x"}}, "got `str` - at `\\$.truncate_prompt_tokens`"),
+        ({"tokenization_kwargs": {"truncate_prompt_tokens": -2}}, ">= -1"),
+        ({"tokenization_kwargs": {"add_special_tokens": None}}, "got `null`"),
+        ({"tokenization_kwargs": "x"}, "got `str`"),
+        ({"tokenization_kwargs": [1]}, "got `array`"),
     ],
 )
 def test_what_vllms_methods_take_is_taken_or_refused(others: dict[str, Any], refusal: str | None) -> None:
@@ -77,6 +85,11 @@ def test_what_vllms_methods_take_is_taken_or_refused(others: dict[str, Any], ref
         return
     with pytest.raises(RequestError, match=refusal):
         tokenization(others)
+
+
+def test_what_tokenization_kwargs_leave_out_is_left_to_the_method() -> None:
+    for given in ({"add_special_tokens": False}, {"truncate_prompt_tokens": None}, {}):
+        assert tokenization({"tokenization_kwargs": given}) == given
 
 
 def test_an_argument_of_nobody_is_a_type_error() -> None:
@@ -98,6 +111,12 @@ async def test_a_prompt_may_bring_its_salt_and_be_cut() -> None:
         assert (submit.prompt_token_ids, submit.cache_salt) == ([66, 67], "mine")
         process.say(TokenDelta(submit.request_id, [68], finish_reason=FinishReason.STOP))
         assert (await first).prompt == "ABC"
+
+
+def test_what_only_vllms_parameters_can_is_refused_by_name() -> None:
+    assert SamplingParams(flat_logprobs=False, watermarking=False) == SamplingParams(watermarking=False)
+    with pytest.raises(RequestError, match="repetition_detection must be left out: this version does not look for"):
+        SamplingParams(repetition_detection={"max_pattern_size": 3, "min_count": 3})
 
 
 def test_none_is_the_default_where_it_is_optional() -> None:

@@ -263,7 +263,7 @@ def markdown() -> str:
         "its dashboards and alerts work unchanged. Each has the labels `model_name` (the first served name) and",
         '`engine` ("0") unless it says otherwise. Counters get the suffix `_total`; histograms `_bucket`, `_sum` and',
         "`_count`. With `--api-key`, `--protect-metrics` decides whether this route asks for the key, too. This page",
-        "is generated from the table in `headrace/server/metrics.py`.",
+        "is generated from the table in `headrace/frontend/metrics.py`.",
         "",
         "| Name | Type | Meaning |",
         "|---|---|---|",
