@@ -43,10 +43,10 @@ def load_files(context: ssl.SSLContext, server: ServerOptions) -> None:
 
 async def refresh(context: ssl.SSLContext | None, server: ServerOptions) -> None:
     """With --enable-ssl-refresh, have new connections use the files' new contents; broken ones change nothing."""
-    known = changed_at(server)
+    known = versions(server)
     while context is not None and server.enable_ssl_refresh:
         await asyncio.sleep(LOOK_SECONDS)
-        if (now := changed_at(server)) == known:
+        if (now := versions(server)) == known:
             continue
         known = now
         try:
@@ -57,7 +57,15 @@ async def refresh(context: ssl.SSLContext | None, server: ServerOptions) -> None
             logger.warning("The new TLS certificate can't be used, so the old one stays: %s", error)
 
 
-def changed_at(server: ServerOptions) -> list[int]:
-    """When each file was last written, in nanoseconds; 0 for one that is not there at the moment."""
-    paths = [Path(name) for name in (server.ssl_certfile, server.ssl_keyfile, server.ssl_ca_certs) if name]
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+def versions(server: ServerOptions) -> list[tuple[int, int] | None]:
+    """When each file was last written, and its bytes: those of half a file may be as new as all. None without one."""
+    paths = [name for name in (server.ssl_certfile, server.ssl_keyfile, server.ssl_ca_certs) if name]
+    return [version(Path(name)) for name in paths]
+
+
+def version(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:  # it is not there at the moment
+        return None
+    return found.st_mtime_ns, found.st_size
