@@ -11,8 +11,10 @@ from types import TracebackType
 
 import httpx
 
+from tests.processes import children, command_line, status
+
 ENGINE = "headrace.engine.process"
-READY_SECONDS = 120
+SECONDS = 120  # for a start, an answer, an end, however busy the machine is
 
 
 class Server:
@@ -22,7 +24,7 @@ class Server:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         command = [sys.executable, "-m", "headrace", "serve", "--port", "0", "--host", "127.0.0.1", *arguments]
         self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + SECONDS
         while "Application startup complete." not in self.log:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
@@ -35,14 +37,14 @@ class Server:
 
     @property
     def log(self) -> str:
-        return Path(self._log.name).read_text()
+        return Path(self._log.name).read_text(errors="replace")  # it may be within a character
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=SECONDS).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{re.escape(name)}(\{{|\s)", line))
 
-    def wait_metric(self, name: str, value: float, seconds: float = 30) -> None:
+    def wait_metric(self, name: str, value: float, seconds: float = SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while (found := self.metric(name)) != value:
             assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
@@ -62,35 +64,8 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
         self._log.close()
-
-
-def status(pid: int) -> str:
-    return Path(f"/proc/{pid}/status").read_text()
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/status"):
-        try:
-            parent = re.search(r"PPid:\s+(\d+)", entry.read_text())
-        except OSError:
-            continue
-        if parent and int(parent[1]) == pid:
-            found.append(int(entry.parent.name))
-    return found
-
-
-def wait_gone(pid: int, seconds: float = 10) -> None:
-    """Fail unless the process is gone (or a zombie nobody reaps here) within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in status(pid):
-        assert time.monotonic() < deadline, f"process {pid} is still there: {command_line(pid)}"
-        time.sleep(0.05)

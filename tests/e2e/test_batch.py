@@ -13,7 +13,8 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.server import Server, children, command_line, wait_gone
+from tests.e2e.server import ENGINE, SECONDS, Server
+from tests.processes import children, command_line, wait_gone
 
 CHATS = "/v1/chat/completions"
 NUM_LINES, NUM_TOKENS = 24, 150
@@ -48,7 +49,7 @@ def test_a_killed_and_an_interrupted_run_are_gone_on_with(tiny: Path, tmp_path: 
 
     killed = start(tiny, tmp_path)
     wait_lines(partial, 6, killed)
-    (engine,) = [pid for pid in children(killed.pid) if "headrace" in command_line(pid)]
+    (engine,) = [pid for pid in children(killed.pid) if ENGINE in command_line(pid)]
     killed.kill()
     killed.communicate()
     wait_gone(engine)
@@ -57,10 +58,9 @@ def test_a_killed_and_an_interrupted_run_are_gone_on_with(tiny: Path, tmp_path: 
 
     interrupted = start(tiny, tmp_path)
     wait_lines(partial, partial.read_bytes().count(b"\n") + 2, interrupted)
-    began = time.monotonic()
     interrupted.send_signal(signal.SIGINT)
-    _, said = interrupted.communicate(timeout=60)
-    assert (interrupted.returncode, time.monotonic() - began < 10) == (130, True), said
+    _, said = interrupted.communicate(timeout=SECONDS)
+    assert interrupted.returncode == 130, said
     assert f"of {NUM_LINES + 3} lines are answered: run this again to go on" in said
     assert not output.exists()
 
@@ -88,7 +88,7 @@ def server(tiny: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as client:
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ from openai import OpenAI
 from headrace import LLM
 
 from .minilm import minilm
-from .server import Server
+from .server import SECONDS, Server
 
 PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"
 TEXTS = [
@@ -90,7 +90,7 @@ def test_openai_client(embedder: Server) -> None:
 
 
 def post(server: Server, path: str, **body: Any) -> Any:
-    return httpx.post(server.url + path, json=body).json()
+    return httpx.post(server.url + path, json=body, timeout=SECONDS).json()
 
 
 def test_pooling_and_scores(embedder: Server) -> None:
@@ -162,7 +162,7 @@ def test_one_route_for_all(embedder: Server) -> None:
     ],
 )
 def test_answers_and_refusals(embedder: Server, path: str, body: dict[str, Any], words: str | None) -> None:
-    answer = httpx.post(embedder.url + path, json=body)
+    answer = httpx.post(embedder.url + path, json=body, timeout=SECONDS)
     assert answer.status_code == (200 if words is None else 400), answer.text
     assert words is None or words in answer.json()["error"]["message"]
 
@@ -185,7 +185,7 @@ def test_cross_encoder(judge: Path) -> None:
 
 
 def test_generating_models_refuse(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "x"})
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "x"}, timeout=SECONDS)
     assert answer.status_code == 400 and "--task embed" in answer.json()["error"]["message"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .server import Server
+from .server import SECONDS, Server
 
 KEY = "sk-a-key-that-nobody-may-read"
 PROMPT = "a prompt that nobody may read"
@@ -155,7 +155,7 @@ def server() -> Iterator[Server]:
 
 
 def client_of(server: Server) -> httpx.Client:
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS)
 
 
 def post(client: httpx.Client, path: str, body: Any) -> httpx.Response:

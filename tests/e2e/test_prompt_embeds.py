@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from headrace import LLM, SamplingParams
 from tests.models.util import random_model
 
-from .server import Server
+from .server import SECONDS, Server
 
 OPTIONS: dict[str, Any] = {"skip_tokenizer_init": True, "enable_prompt_embeds": True, "dtype": "float32"}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, detokenize=False)
@@ -108,7 +108,7 @@ def test_the_server_takes_them(tiny: Path) -> None:
 
         def answer(**body: Any) -> Any:
             wanted = {"temperature": 0, "max_tokens": 8, "return_token_ids": True}
-            return httpx.post(f"{server.url}/v1/completions", json=wanted | body, timeout=60).json()
+            return httpx.post(f"{server.url}/v1/completions", json=wanted | body, timeout=SECONDS).json()
 
         expected = answer(prompt=prompts)
         ids = [choice["prompt_token_ids"] for choice in expected["choices"]]
@@ -132,4 +132,4 @@ def test_the_server_takes_them(tiny: Path) -> None:
         }
         for field, body in refused.items():
             assert answer(**body)["error"]["param"] == field
-        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/health", timeout=SECONDS).status_code == 200

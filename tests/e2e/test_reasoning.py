@@ -11,7 +11,7 @@ import httpx
 import jsonschema
 import pytest
 
-from .server import Server
+from .server import SECONDS, Server
 
 TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def post(server: Server, path: str = CHATS, **fields: Any) -> dict[str, Any]:
-    response = httpx.post(server.url + path, json=CHAT | fields, timeout=120)
+    response = httpx.post(server.url + path, json=CHAT | fields, timeout=SECONDS)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -70,7 +70,7 @@ def test_a_streamed_answer_is_the_same(server: Server) -> None:
     whole = post(server, **fields)["choices"][0]["message"]
     body = CHAT | fields | {"stream": True}
     parts = {"reasoning": "", "content": ""}
-    with httpx.stream("POST", server.url + CHATS, json=body, timeout=120) as lines:
+    with httpx.stream("POST", server.url + CHATS, json=body, timeout=SECONDS) as lines:
         for line in lines.iter_lines():
             for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else []:
                 for part in parts:
@@ -106,7 +106,9 @@ def test_without_reasoning_the_form_holds_at_once(server: Server) -> None:
     answer = post(server, chat_template_kwargs={"enable_thinking": False}, thinking_token_budget=5, **FORM)
     jsonschema.validate(json.loads(answer["choices"][0]["message"]["content"]), PERSON)
     assert reasoning_tokens(answer) == 0
-    raw = httpx.post(server.url + "/v1/completions", json={"prompt": "So", "guided_choice": ["far"]}, timeout=60).json()
+    raw = httpx.post(
+        server.url + "/v1/completions", json={"prompt": "So", "guided_choice": ["far"]}, timeout=SECONDS
+    ).json()
     assert raw["choices"][0]["text"] == "far"
 
 
@@ -117,11 +119,11 @@ def test_raw_prompts_and_rendered_ones_keep_their_budget(server: Server) -> None
     text = post(server, "/inference/v1/generate", **body)["choices"][0]["text"]
     assert re.sub(r"\s", "", text) == re.sub(r"\s", "", f"{whole['reasoning']}</think>{whole['content']}")
     prompt = "<|im_start|>assistant\n<think>\nLet me"
-    raw = httpx.post(server.url + "/v1/completions", json={"prompt": prompt, **fields}, timeout=60).json()
+    raw = httpx.post(server.url + "/v1/completions", json={"prompt": prompt, **fields}, timeout=SECONDS).json()
     assert "</think>" in raw["choices"][0]["text"] and reasoning_tokens(raw) <= 4
 
 
 def test_a_budget_that_can_not_be_kept_gets_a_sentence(server: Server) -> None:
     body = CHAT | {"thinking_token_budget": 2, "allowed_token_ids": [5, 6]}
-    response = httpx.post(server.url + CHATS, json=body, timeout=60)
+    response = httpx.post(server.url + CHATS, json=body, timeout=SECONDS)
     assert response.status_code == 400 and "can't be ended" in response.json()["error"]["message"]

@@ -8,7 +8,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import SECONDS, Server
 
 QUESTION = "What will the weather be in Rome this week?"
 
@@ -126,5 +126,5 @@ def test_a_server_that_ends_ends_its_background() -> None:
         model = client.models.list().data[0].id
         client.responses.create(model=model, input="Write.", background=True, extra_body={"ignore_eos": True})
         running.process.terminate()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(SECONDS) == 0
         assert "Traceback" not in running.log

@@ -10,14 +10,14 @@ import httpx
 import jsonschema
 import pytest
 
-from .server import Server
+from .server import SECONDS, Server
 
 CHAT = {"messages": [{"role": "user", "content": "Describe a person."}], "temperature": 1.0, "max_tokens": 160}
 WORD = {"type": "string", "maxLength": 12}
 
 
 def chat(server: Server, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/chat/completions", json=CHAT | fields, timeout=120)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=CHAT | fields, timeout=SECONDS)
 
 
 def text_of(response: httpx.Response) -> str:
@@ -108,13 +108,14 @@ def test_several_sequences_logprobs_streams_and_completions(server: Server) -> N
     assert texts[0] != texts[1] and all(len(text) == 20 for text in texts)
     assert "".join(entry["token"] for entry in whole["choices"][0]["logprobs"]["content"]) == texts[0]
     streamed = ""
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=CHAT | fields | {"stream": True}) as lines:
+    body = CHAT | fields | {"stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=SECONDS) as lines:
         for line in lines.iter_lines():
             if line.startswith("data: {"):
                 streamed += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
     assert re.fullmatch("[a-z ]{20}", streamed)
     completion = {"prompt": "Once", "guided_choice": ["upon"], "max_tokens": 9}
-    answered = httpx.post(f"{server.url}/v1/completions", json=completion, timeout=60).json()
+    answered = httpx.post(f"{server.url}/v1/completions", json=completion, timeout=SECONDS).json()
     assert answered["choices"][0]["text"] == "upon"
 
 
@@ -143,5 +144,6 @@ def test_what_can_not_be_is_refused_and_harms_nobody(server: Server) -> None:
     deep = CHAT | {"messages": []}
     body = json.dumps(deep)[:-1] + ', "guided_json": ' + '{"a":' * 50_000 + "1" + "}" * 50_001
     headers = {"content-type": "application/json"}
-    assert httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers).status_code == 400
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=SECONDS)
+    assert answer.status_code == 400
     assert text_of(chat(server, guided_choice=["fine"])) == "fine"
