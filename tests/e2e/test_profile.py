@@ -15,14 +15,14 @@ import pytest
 from headrace import LLM, SamplingParams
 from headrace.cli.main import main
 from headrace.errors import ProfilerActiveError, ProfilerError
+from tests.processes import children, wait_gone
 
-from .server import Server, children, wait_gone
+from .server import SECONDS, Server
 
 HEADRACE = [sys.executable, "-m", "headrace"]
 ASK = """
-import httpx, time
-time.sleep({delay})
-httpx.post('{url}/v1/completions', json={{'prompt': 'Hi', 'max_tokens': {tokens}, 'ignore_eos': True}}, timeout=60)
+import httpx
+httpx.post('{url}/v1/completions', json={{'prompt': 'Hi', 'max_tokens': 5, 'ignore_eos': True}}, timeout={seconds})
 """
 
 
@@ -30,28 +30,33 @@ def test_a_server_records_while_a_command_runs(tiny: Path, tmp_path: Path) -> No
     settings = {"profiler": "torch", "torch_profiler_dir": str(tmp_path / "server"), "torch_profiler_with_stack": False}
     with Server(str(tiny), "--max-model-len", "256", "--profiler-config", json.dumps(settings)) as server:
         command = ["profile", "--url", server.url, "--json", "--out", str(tmp_path / "mine"), "--"]
-        command += [sys.executable, "-c", ASK.format(url=server.url, delay=0, tokens=5)]
+        command += [sys.executable, "-c", ASK.format(url=server.url, seconds=SECONDS)]
         done = subprocess.run([*HEADRACE, *command], capture_output=True, text=True, check=True)
         figures = json.loads(done.stdout)
         assert figures["host_gaps"]["steps"] == 5 and 0 < figures["busy_share"] < 1
         assert {kernel["kind"] for kernel in figures["kernels"]} >= {"GEMM", "attention"}
         assert Path(figures["trace"]).parent == tmp_path / "server"
         assert Path(figures["perfetto"]).read_bytes() == Path(figures["trace"]).read_bytes()
-        assert httpx.post(f"{server.url}/start_profile").status_code == 200
-        conflict = httpx.post(f"{server.url}/start_profile")
+        client = httpx.Client(base_url=server.url, timeout=SECONDS)
+        assert client.post("/start_profile").status_code == 200
+        conflict = client.post("/start_profile")
         assert conflict.status_code == 409 and "recorded already" in conflict.json()["error"]["message"]
-        (again,) = httpx.post(f"{server.url}/stop_profile").json()["files"]
+        (again,) = client.post("/stop_profile").json()["files"]
         assert again != figures["trace"] and Path(again).exists()
-        with subprocess.Popen([sys.executable, "-c", ASK.format(url=server.url, delay=2, tokens=60)]):
-            words = ["profile", "--url", server.url, "--num-steps", "8", "--out", str(tmp_path / "mine")]
-            done = subprocess.run([*HEADRACE, *words], capture_output=True, text=True, check=True)
-        assert "Recording 8 steps" in done.stderr and "waiting for the host between two" in done.stdout
+        words = ["profile", "--url", server.url, "--num-steps", "8", "--out", str(tmp_path / "mine")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*HEADRACE, *words], **pipes) as recording:
+            while recording.poll() is None:  # it may take long to begin
+                client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 20, "ignore_eos": True})
+            table, said = recording.communicate()
+        assert "Recording 8 steps" in said and "waiting for the host between two" in table
         # With a profile under way, a signal still ends the server.
-        assert httpx.post(f"{server.url}/start_profile").status_code == 200
+        assert client.post("/start_profile").status_code == 200
+        client.close()
 
 
 def test_a_server_without_a_profiler_has_no_such_routes(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert httpx.post(f"{server.url}/stop_profile").status_code == 404
+    assert httpx.post(f"{server.url}/stop_profile", timeout=SECONDS).status_code == 404
     assert main(["profile", "--url", server.url, "--", "true"]) == 2
     assert "start it with --profiler-config" in capsys.readouterr().err
 
