@@ -29,7 +29,7 @@ from headrace.types import MAX_N, SamplingParams
 
 from .app import serving
 from .fake_engine import CharTokenizer, FakeEngine
-from .test_launch import server
+from .test_launch import SECONDS, asking, server
 
 AUTHORITY = trustme.CA()
 
@@ -52,7 +52,7 @@ def serial(url: str) -> int:
     """The number of the certificate that a new connection is shown."""
     host, port = url.removeprefix("https://").split(":")
     with (
-        socket.create_connection((host, int(port))) as plain,
+        socket.create_connection((host, int(port)), timeout=SECONDS) as plain,
         client_context().wrap_socket(plain, server_hostname=host) as connection,
     ):
         return int(connection.getpeercert()["serialNumber"], 16)  # type: ignore[index, arg-type]
@@ -65,7 +65,7 @@ def test_tls_serves_and_takes_a_renewed_certificate_without_a_restart(tmp_path: 
     with server(**written(tmp_path, "server"), enable_ssl_refresh=True, ssl_ciphers="ECDHE+AESGCM") as running:
         url = running.url()
         assert url.startswith("https://")
-        assert httpx.get(f"{url}/version", verify=client_context()).status_code == 200
+        assert httpx.get(f"{url}/version", verify=client_context(), timeout=SECONDS).status_code == 200
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"{url}/version")  # an unknown authority
         with pytest.raises(httpx.HTTPError):
@@ -88,7 +88,7 @@ def test_clients_need_a_certificate_where_it_is_asked_for(tmp_path: Path) -> Non
             httpx.get(f"{url}/version", verify=client_context())
         known = client_context()
         AUTHORITY.issue_cert("client@example.org").configure_cert(known)
-        assert httpx.get(f"{url}/version", verify=known).status_code == 200
+        assert httpx.get(f"{url}/version", verify=known, timeout=SECONDS).status_code == 200
 
 
 def test_tls_options_that_can_not_work(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_tls_options_that_can_not_work(tmp_path: Path) -> None:
 def answer_to(url: str, *parts: bytes) -> bytes:
     """What comes back on a connection that sends ``parts`` and then waits for its end."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
         received = b""
         with suppress(ConnectionResetError, BrokenPipeError):  # it did not wait for all of ``parts``
             for part in parts:
@@ -125,7 +125,7 @@ WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 def test_a_request_that_does_not_arrive_ends_its_connection() -> None:
-    with server(request_arrival_timeout=0.5) as running:
+    with server(request_arrival_timeout=1.0) as running:
         url = running.url()
         begun = (
             b"",
@@ -163,7 +163,7 @@ def test_what_is_no_http_is_refused() -> None:
         assert b" 200 OK" not in answer_to(url, b"GET /version HTTP/1.1\r\n", flood, b"\r\n")
         close = b"Host: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"
         assert answer_to(url, b"GET /v1/completions HTTP/1.1\r\n" + close).startswith(b"HTTP/1.1 405 ")
-        assert httpx.get(f"{url}/version").status_code == 200
+        assert httpx.get(f"{url}/version", timeout=SECONDS).status_code == 200
 
 
 def test_a_million_wrong_entries_are_one_error() -> None:
@@ -262,7 +262,7 @@ def test_a_minutes_requests_may_come_at_once_and_then_one_by_one() -> None:
 def unfinished(url: str) -> Iterator[None]:
     """A request of the key "first" whose body the server waits for."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
         connection.sendall(HEAD + b"Authorization: Bearer first\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 100 Continue")
         yield
@@ -277,7 +277,7 @@ def test_a_key_or_an_address_has_its_quota() -> None:
         ({"max_queued_per_key": 1}, [429, 429]),
         ({"max_requests_per_minute_per_key": 2}, [200, 429]),
     ):
-        with server(**options) as running, httpx.Client(base_url=running.url()) as client:
+        with server(**options) as running, asking(base_url=running.url()) as client:
             with unfinished(running.url()):
                 answers = [client.post("/tokenize", json={"prompt": "a"}, headers=more) for more in headers]
                 assert [answer.status_code for answer in answers] == others
@@ -293,7 +293,7 @@ def test_a_key_or_an_address_has_its_quota() -> None:
 
 
 def test_a_background_response_counts_until_its_end() -> None:
-    with server(max_queued_per_key=1) as running, httpx.Client(base_url=running.url()) as client:
+    with server(max_queued_per_key=1) as running, asking(base_url=running.url()) as client:
         body = {"input": "wait", "background": True}
         made = client.post("/v1/responses", json=body)
         assert made.json()["status"] in ("queued", "in_progress")

@@ -20,6 +20,8 @@ from headrace.server.launch import bind
 from headrace.server.tls import tls_context
 from tests.unit.launched import FORKS, serve
 
+SECONDS = 60  # for anything to happen, however busy the machine is
+
 
 class Server:
     """A running process; ``log`` collects what it writes."""
@@ -47,7 +49,7 @@ class Server:
             return next((line for line in self.log if re.search(pattern, line)), None)
 
         with self._arrived:
-            assert self._arrived.wait_for(lambda: found() is not None, 60), self.log
+            assert self._arrived.wait_for(lambda: found() is not None, SECONDS), self.log
         line = found()
         assert line is not None
         return line
@@ -62,8 +64,8 @@ class Server:
         os.kill(self.process.pid, number)
 
     def exit_code(self) -> int | None:
-        self.process.join(15)
-        self._reader.join(5)
+        self.process.join(SECONDS)
+        self._reader.join(SECONDS)
         return self.process.exitcode
 
 
@@ -77,7 +79,11 @@ def server(**options: Any) -> Iterator[Server]:
         running.exit_code()
 
 
-STREAM = {"prompt": "Say", "stream": True}
+def asking(**options: Any) -> httpx.Client:
+    return httpx.Client(timeout=SECONDS, **options)
+
+
+STREAM = {"prompt": "wait", "stream": True}
 
 
 def test_a_chat_template_that_is_not_there_is_told_before_the_model_is_loaded() -> None:
@@ -87,24 +93,26 @@ def test_a_chat_template_that_is_not_there_is_told_before_the_model_is_loaded() 
 
 
 def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
-    with server(shutdown_timeout=30) as running:
+    with server(shutdown_timeout=60) as running:
         url = running.url()
         line = running.wait_for("^curl ")
         body = json.loads(re.search(r"-d '(.*)'$", line).group(1))  # type: ignore[union-attr]
-        assert httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"] == "Hello"
-        assert "vllm:num_requests_running" in httpx.get(f"{url}/metrics").text
+        with asking() as client:
+            assert client.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"] == "Hello"
+            assert "vllm:num_requests_running" in client.get(f"{url}/metrics").text
         log_line = r"^INFO \d\d-\d\d \d\d:\d\d:\d\d \[\w+\.py:\d+\] "
         for expected in ("version ", "non-default args: .*'port': 0", "Loading weights took", "weights .*1.50 .*1.00",
                          "Route: /v1/models, Methods: GET", log_line):  # fmt: skip
             running.wait_for(expected)
-        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
+        with asking() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
             lines = stream.iter_lines()
             first = next(lines)
             running.signal(signal.SIGTERM)
-            running.wait_for("1 running requests get 30 s")
-            refused = httpx.post(f"{url}/v1/completions", json=STREAM)
+            running.wait_for("1 running requests get 60 s")
+            refused = client.post(f"{url}/v1/completions", json=STREAM)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, 503)
-            assert httpx.get(f"{url}/health").status_code == 503
+            assert client.get(f"{url}/health").status_code == 503
+            running.signal(signal.SIGUSR1)
             rest = [line for line in lines if line]
         texts = [json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in [first, *rest[:-1]]]
         assert "".join(texts) == "Hello"
@@ -115,22 +123,24 @@ def test_it_is_ready_when_it_says_so_and_drains_on_sigterm() -> None:
 def test_a_head_without_an_end_ends_the_connection() -> None:
     with server() as running:
         url = running.url()
-        fits = httpx.get(f"{url}/version", headers={"X-Long": "x" * 60_000})
-        large = httpx.post(f"{url}/tokenize", json={"prompt": "x", "unknown": "x" * 200_000})
+        with asking() as client:
+            fits = client.get(f"{url}/version", headers={"X-Long": "x" * 60_000})
+            large = client.post(f"{url}/tokenize", json={"prompt": "x", "unknown": "x" * 200_000})
         assert (fits.status_code, large.status_code) == (200, 200)
         host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as endless:
+        with socket.create_connection((host, int(port)), timeout=SECONDS) as endless:
             endless.sendall(b"GET /version HTTP/1.1\r\nX-Long: ")
             with pytest.raises(ConnectionError):
                 endless.sendall(b"x" * 10_000_000)
-        assert httpx.get(f"{url}/version").status_code == 200
+        with asking() as client:
+            assert client.get(f"{url}/version").status_code == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_timeout_a_signal_ends_running_requests_with_an_error(number: signal.Signals) -> None:
     with server() as running:
         url = running.url()
-        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
+        with asking() as client, client.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
             lines = stream.iter_lines()
             next(lines)
             running.signal(number)
@@ -143,8 +153,8 @@ def test_without_a_timeout_a_signal_ends_running_requests_with_an_error(number: 
 def test_a_second_signal_ends_the_drain() -> None:
     with server(shutdown_timeout=600) as running:
         url = running.url()
-        body = STREAM | {"prompt": ["a"] * 1000}
-        with httpx.Client() as client, client.stream("POST", f"{url}/v1/completions", json=body) as stream:
+        body = STREAM | {"prompt": ["wait"] * 1000}
+        with asking() as client, client.stream("POST", f"{url}/v1/completions", json=body) as stream:
             lines = stream.iter_lines()
             next(lines)
             running.signal(signal.SIGTERM)
@@ -158,12 +168,12 @@ def test_the_engines_death_ends_everything() -> None:
     with server() as running:
         url = running.url()
         with (
-            httpx.Client() as client,
+            asking() as client,
             client.stream("POST", f"{url}/v1/completions", json=STREAM | {"prompt": "die"}) as s,
         ):
             lines = [line for line in s.iter_lines() if line]
+            health = client.get(f"{url}/health")
         assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == "It was killed."
-        health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["error"]["message"]) == (503, "It was killed.")
         assert running.exit_code() == 1
         running.wait_for("ERROR .*It was killed. Exiting.")
