@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from headrace.bench.server import run_command, serving, url_of
 from headrace.cli.main import main
 from headrace.command import as_typed
 from headrace.errors import HeadraceError
+from tests.processes import wait_gone
 
 from .scripted_server import Call, ScriptedServer
 
@@ -64,11 +64,8 @@ place.write_text(json.dumps(result))
 
 
 @pytest.fixture
-def scripts(tmp_path: Path) -> dict[str, str]:
+def scripts(tmp_path: Path, port: int) -> dict[str, str]:
     """A server's and a benchmark's command, whose calls are in ``bench.calls``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "server.py").write_text(SERVER)
     (tmp_path / "bench.py").write_text(BENCH)
     python = shlex.quote(sys.executable)
@@ -97,11 +94,7 @@ def calls(tmp_path: Path) -> list[str]:
 
 def assert_all_gone(tmp_path: Path) -> None:
     for pid in map(int, (tmp_path / "server.pids").read_text().split()):
-        stat = Path(f"/proc/{pid}/stat")
-        deadline = time.monotonic() + 10
-        while stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
-            assert time.monotonic() < deadline, f"the server's child {pid} is still there"
-            time.sleep(0.05)
+        wait_gone(pid)
 
 
 def test_suites_by_name(tmp_path: Path, scripts: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
