@@ -1,6 +1,6 @@
 """Beam search finds what transformers' finds, with the same scores; best_of gives the best of what it samples."""
 
-import concurrent.futures
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from headrace.errors import RequestError
 from tests.models.util import random_model
 
 from .reference import DEVICE, Reference
-from .server import Server
+from .server import SECONDS, Server
 
 EOS = 2
 NO_TOKEN = 10**6
@@ -130,7 +130,7 @@ def test_best_of_gives_the_likeliest(llm: LLM) -> None:
 def test_the_server_searches_and_stops_when_its_client_leaves(server: Server) -> None:
     finished = server.metric("vllm:request_success_total")
     body = {"prompt": PROMPTS[:2], "use_beam_search": True, "n": 2, "best_of": 3, "max_tokens": 8, "logprobs": 1}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=SECONDS).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     for choice in answer["choices"]:
         assert len(choice["logprobs"]["tokens"]) == 8
@@ -141,18 +141,22 @@ def test_the_server_searches_and_stops_when_its_client_leaves(server: Server) ->
     assert scores[0] > scores[1] and scores[2] > scores[3]
 
     chat = {"messages": [{"role": "user", "content": "Say hello."}], "use_beam_search": True, "n": 3}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat | {"max_tokens": 6}, timeout=60).json()
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat | {"max_tokens": 6}, timeout=SECONDS).json()
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert len(set(texts)) == 3 and answer["choices"][0]["finish_reason"] in ("stop", "length")
     assert server.metric("vllm:request_success_total") - finished == 2 * 3 + 3
 
     first = server.metric("vllm:iteration_tokens_total_count")
     long = {"prompt": "Once", "use_beam_search": True, "n": 8, "ignore_eos": True, "max_tokens": 480}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        client = httpx.Client(timeout=2)
-        leaving = pool.submit(client.post, f"{server.url}/v1/completions", json=long)
-        assert isinstance(leaving.exception(), httpx.ReadTimeout)
-        client.close()
+
+    async def leave_once_it_searches() -> None:
+        async with httpx.AsyncClient(timeout=SECONDS) as client:
+            asking = asyncio.ensure_future(client.post(f"{server.url}/v1/completions", json=long))
+            while server.metric("vllm:iteration_tokens_total_count") == first:
+                await asyncio.sleep(0.05)
+            assert asking.cancel()
+
+    asyncio.run(leave_once_it_searches())
     steps, before = server.metric("vllm:iteration_tokens_total_count"), -1.0
     while steps != before:
         time.sleep(1)

@@ -17,7 +17,6 @@ from headrace.bench.datasets import Sample
 from headrace.bench.offline import send
 from headrace.bench.startup import one_start
 from headrace.cli.main import main
-from headrace.models import packaged
 
 MODEL = LlamaConfig(
     vocab_size=300,
@@ -150,15 +149,16 @@ def test_startup(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert set(result[f"warm_{metric}_percentiles"]) == {"10", "25", "50", "75", "90", "99"}
 
 
-def test_a_start_fills_its_own_caches_and_no_others(flags: list[str], tmp_path: Path) -> None:
-    caches = tmp_path / "caches"
+def test_a_start_fills_its_own_caches_and_no_others(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches, usual = tmp_path / "caches", tmp_path / "usual"
     caches.mkdir()
-    before = {path: path.stat().st_mtime_ns for path in (packaged.cache_root() / "configs").glob("*")}
+    monkeypatch.setenv("HEADRACE_CACHE_ROOT", str(usual))
     for _ in range(2):
         one_start({"model": flags[0], "load_format": "dummy", "skip_tokenizer_init": True}, caches)
         assert len(list((caches / "configs").iterdir())) == 1
-    after = {path: path.stat().st_mtime_ns for path in (packaged.cache_root() / "configs").glob("*")}
-    assert before.items() <= after.items()
+    assert not usual.exists()
 
 
 @pytest.mark.parametrize(

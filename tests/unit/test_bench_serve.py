@@ -207,8 +207,8 @@ def samples(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[Sample]], Non
     return use
 
 
-def bench(server: ScriptedServer, *flags: str) -> int:
-    words = ["bench", "serve", "--base-url", server.url, "--model", "org/m", "--skip-tokenizer-init"]
+def bench(url: str, *flags: str) -> int:
+    words = ["bench", "serve", "--base-url", url, "--model", "org/m", "--skip-tokenizer-init"]
     return main([*words, *flags])
 
 
@@ -221,7 +221,7 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, capsys: pytest.Captur
     with ScriptedServer(paced) as server:
         flags = ["--num-prompts", "24", "--request-rate", "40", "--num-client-processes", "2", "--metadata", "gpu=none"]
         saving = ["--save-result", "--save-detailed", "--result-dir", str(tmp_path), "--percentile-metrics"]
-        assert bench(server, *flags, *saving, "ttft,tpot,itl,e2el", "--ignore-eos", "--extra-body", '{"x": 1}') == 0
+        assert bench(server.url, *flags, *saving, "ttft,tpot,itl,e2el", "--ignore-eos", "--extra-body", '{"x": 1}') == 0
     out = capsys.readouterr().out
     assert "Successful requests:                     24" in out and "Sent by 2 client processes." in out
     assert "From when each request was due" in out
@@ -241,7 +241,7 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, capsys: pytest.Captur
     starts, ttfts, itls = (np.array(found[key]) for key in ("start_times", "ttfts", "itls"))
     came = np.sort(np.cumsum(np.column_stack([starts + ttfts, itls]), axis=1), axis=0)
     lag = came - wrote
-    assert lag.min() > -0.0002 and lag.min(axis=0).max() < 0.002
+    assert lag.min() > -0.0002 and lag.min(axis=0).max() < 0.02
     slack = 1000 * lag.max() + 2
     gaps = 1000 * np.diff(wrote, axis=1)
     assert found["mean_itl_ms"] == pytest.approx(gaps.mean(), abs=slack)
@@ -264,14 +264,14 @@ def test_figures_stand_beside_the_devices_limits(tmp_path: Path, capsys: pytest.
     saving = ["--num-prompts", "2", "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
     with ScriptedServer(paced) as server:
         flags = ["--device", "h200", "--tp", "2", "--quantization", "fp8", "--model", "qwen3-0.6b"]
-        assert bench(server, *saving, *flags) == 0
+        assert bench(server.url, *saving, *flags) == 0
         assert "Limits of 2 × h200" in (out := capsys.readouterr().out) and "MBU" in out and "MFU" in out
         found = saved(tmp_path)
         keys = list(found)
         assert keys.index("limit_device") > keys.index("failures") and found["limit_devices"] == 2
         assert 0 < found["limit_tpot_ms"] < found["mean_tpot_ms"] and 0 < found["decode_mbu"] < 1
         assert 1 <= found["mean_batch"] <= 2 and 0 < found["prefill_mfu"] < 1
-        assert bench(server, *saving) == 0  # a server that doesn't tell its device
+        assert bench(server.url, *saving) == 0  # a server that doesn't tell its device
         out = capsys.readouterr().out
         assert out.count("add --device") == 1 and "decode_mbu" not in saved(tmp_path)
 
@@ -290,7 +290,7 @@ def test_conversations_carry_what_was_said(samples: Callable[[Sequence[Sample]],
 
     samples([turn(f"{name}{n}", number) for n in (1, 2, 3) for number, name in enumerate("ab")])
     with ScriptedServer(script) as server:
-        assert bench(server, "--backend", "openai-chat", "--save-result", "--result-dir", str(tmp_path)) == 1
+        assert bench(server.url, "--backend", "openai-chat", "--save-result", "--result-dir", str(tmp_path)) == 1
     contents = [[message["content"] for message in call.body["messages"]] for call in server.calls]
     assert ["a1", "re a1", "a2", "re a2", "a3"] in contents and ["b1", "re b1", "b2"] in contents and len(contents) == 5
     assert saved(tmp_path)["failures"] == {
@@ -308,7 +308,7 @@ def test_embeddings(
     samples([Sample("a", 5, None, documents=("b",))] * 3)
     with ScriptedServer(script) as server:
         flags = ["--backend", "openai-embeddings", "--result-dir", str(tmp_path), "--metric-percentiles", "50,99"]
-        assert bench(server, *flags) == 0
+        assert bench(server.url, *flags) == 0
     out, found = capsys.readouterr().out, saved(tmp_path)
     assert "P50 E2EL (ms):" in out and "TTFT" not in out and "Total generated tokens:" not in out
     assert (found["total_input_tokens"], found["total_output_tokens"], server.calls[0].path) == (
@@ -329,10 +329,10 @@ def test_every_failure_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     flags = ["--num-prompts", "9", "--max-concurrency", "1", "--save-result", "--result-dir", str(tmp_path)]
     with ScriptedServer(script) as server:
-        assert bench(server, *flags) == 1
+        assert bench(server.url, *flags) == 1
         out = capsys.readouterr().out
         assert "      3 × HTTP 503: full\n" in out and "Failed requests:                         " in out
-        assert bench(server, "--num-prompts", "3", "--allow-failures") == 0
+        assert bench(server.url, "--num-prompts", "3", "--allow-failures") == 0
     found = saved(tmp_path)
     assert found["completed"] + found["failed"] == 9 and sum(found["failures"].values()) == found["failed"]
     assert not {"ttfts", "itls", "errors", "input_lens", "generated_texts", "server_metrics"} & set(found)
@@ -347,20 +347,19 @@ def test_the_server_dies_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFix
 
     with ScriptedServer(script) as server:
         flags = ["--num-prompts", "12", "--max-concurrency", "2", "--save-result", "--result-dir", str(tmp_path)]
-        assert bench(server, *flags) == 1
+        assert bench(server.url, *flags) == 1
     found = saved(tmp_path)
     assert 3 <= found["completed"] <= 5 and found["completed"] + found["failed"] == 12
     assert {"connection refused"} < set(found["failures"]) and found["unsent"] == 0
 
 
-def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ScriptedServer(paced) as server:
-        pass
-    assert bench(server, "--num-prompts", "4", "--save-result", "--result-dir", str(tmp_path)) == 1
+def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], port: int) -> None:
+    url = f"http://127.0.0.1:{port}"
+    assert bench(url, "--num-prompts", "4", "--save-result", "--result-dir", str(tmp_path)) == 1
     assert saved(tmp_path)["failures"] == {"connection refused": 4}
-    assert bench(server, "--ready-check-timeout-sec", "0.1") == 1
+    assert bench(url, "--ready-check-timeout-sec", "0.1") == 1
     assert "was not ready within 0.1 s: connection refused.\n" in capsys.readouterr().err
-    assert main(["bench", "serve", "--base-url", server.url]) == 1
+    assert main(["bench", "serve", "--base-url", url]) == 1
     assert "no server answers at" in capsys.readouterr().err
 
 
@@ -371,7 +370,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
         await call.begin()
         await call.text("x")
         if number == 6:  # three are done, and three have begun
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)  # in which the client reads what it was sent
             process.send_signal(signal.SIGINT)
         return await asyncio.sleep(60)
 
@@ -381,7 +380,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [*command, *flags, "--save-detailed", "--result-dir", str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     found = saved(tmp_path)
     assert (found["completed"], found["failed"], found["unsent"], found["interrupted"]) == (3, 3, 14, True)
@@ -408,7 +407,7 @@ def test_a_full_disk_costs_no_result(
     monkeypatch.setattr(Path, "write_text", failing)
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(elsewhere))
     with ScriptedServer(paced) as server:
-        assert bench(server, "--num-prompts", "2", "--save-result", "--result-dir", str(full)) == 1
+        assert bench(server.url, "--num-prompts", "2", "--save-result", "--result-dir", str(full)) == 1
     err = capsys.readouterr().err
     assert "can't be written: No space left on device." in err and f"the result is in {elsewhere}" in err
     assert saved(elsewhere)["completed"] == 2 and not list(full.iterdir())
@@ -418,7 +417,7 @@ def test_appending(tmp_path: Path) -> None:
     with ScriptedServer(paced) as server:
         for label in ("a", "b"):
             flags = ["--append-result", "--result-dir", str(tmp_path), "--result-filename", "all.json"]
-            assert bench(server, "--num-prompts", "1", "--label", label, *flags) == 0
+            assert bench(server.url, "--num-prompts", "1", "--label", label, *flags) == 0
     assert [json.loads(line)["label"] for line in (tmp_path / "all.json").read_text().splitlines()] == ["a", "b"]
 
 
@@ -427,7 +426,7 @@ def test_profile_and_warm_up_are_around_the_load() -> None:
         await (paced(call) if call.body else call.answer(200, b""))
 
     with ScriptedServer(script) as server:
-        assert bench(server, "--num-prompts", "2", "--num-warmups", "3", "--profile") == 0
+        assert bench(server.url, "--num-prompts", "2", "--num-warmups", "3", "--profile") == 0
     paths = [call.path for call in server.calls]
     assert paths == ["/v1/completions"] * 3 + ["/start_profile"] + ["/v1/completions"] * 2 + ["/stop_profile"]
 
