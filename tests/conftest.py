@@ -4,12 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.load_profile("ci")  # the same examples in every run, however slow the machine is
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_new_process() -> None:
-    """A test draws the same numbers and logs the same lines whichever tests ran before it in its process."""
+def as_in_a_new_process() -> Iterator[None]:
+    """A test draws the same numbers, and logs the same lines to the same places, whichever ran before it."""
     torch.manual_seed(0)
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    yield
+    root.handlers[:] = handlers  # without those that a command of ours has set up
     for name in ("headrace", "uvicorn"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 

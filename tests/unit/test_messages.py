@@ -203,7 +203,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PIECES, max_size=12).map("".join), st.lists(st.integers(0, 300), max_size=6))
 def test_blocks_do_not_depend_on_how_the_text_was_cut(text: str, places: list[int]) -> None:
     whole, stream = blocks(), blocks()

@@ -44,14 +44,7 @@ OPERATIONS = [found.ok() for found in schema.get_all_operations()]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_no_request_is_answered_with_a_5xx(operation: Any) -> None:
-    @settings(
-        max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=EXAMPLES, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.one_of([operation.as_strategy(generation_mode=mode) for mode in GenerationMode]))
     def ask(case: schemathesis.Case) -> None:
         response = case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])

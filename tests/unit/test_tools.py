@@ -192,7 +192,7 @@ def words(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TOOL_FORMATS))
-@settings(max_examples=75, deadline=None)  # of each of some fifteen formats
+@settings(max_examples=75)  # of each of some fifteen formats
 @given(data=st.data())
 def test_any_text_however_cut_reads_the_same(name: str, data: st.DataObject) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(fragments(name)), max_size=12)))
