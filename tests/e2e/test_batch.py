@@ -17,7 +17,7 @@ from tests.e2e.server import ENGINE, SECONDS, Server
 from tests.processes import children, command_line, wait_gone
 
 CHATS = "/v1/chat/completions"
-NUM_LINES, NUM_TOKENS = 24, 150
+NUM_LINES, NUM_TOKENS = 24, 300
 COMMAND = [sys.executable, "-m", "headrace", "run-batch", "--max-num-seqs", "2", "--max-model-len", "512"]
 
 
