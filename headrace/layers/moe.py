@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from headrace.layers.linear import Linear
@@ -11,6 +10,7 @@ from headrace.layers.mlp import Mlp
 from headrace.layers.slots import MlpSlot, MoeSlot
 from headrace.layers.weights import Target, single
 from headrace.ops.activation import act_and_mul
+from headrace.ops.linear import linear
 
 
 class Moe(nn.Module):
@@ -63,8 +63,8 @@ class Experts(nn.Module):
         for expert, count in enumerate(counts):
             if count:
                 rows = slice(start, start + count)
-                inner = act_and_mul(F.linear(gathered[rows], self.gate_up[expert]), self.activation)
-                outputs[rows] = F.linear(inner, self.down[expert])
+                inner = act_and_mul(linear.reference(gathered[rows], self.gate_up[expert]), self.activation)
+                outputs[rows] = linear.reference(inner, self.down[expert])
                 start += count
         # Back to token order before summing: unlike adding in place, this gives the same bits on every run.
         by_token = torch.empty_like(outputs)

@@ -8,6 +8,8 @@ chosen by measurement (docs/performance.md); what they compute is ``expand_refer
 import torch
 import torch.nn.functional as F
 
+from headrace.ops.linear import linear
+
 BLOCK, BLOCK_BYTES, CODE_BYTES = 32, 20, 16
 ROWS_A_PASS = 128  # of weights that are repacked at a time: bounds the memory it takes
 MULTIPLE = 16  # what the packed product wants the number of outputs to be divisible by
@@ -63,4 +65,4 @@ def linear_packed(x: torch.Tensor, packed: torch.Tensor, groups: torch.Tensor) -
 
 def linear_expanded(x: torch.Tensor, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x`` [M, K] times the weights in ``blocks``, multiplied in ``dtype``: [M, N] in x's dtype."""
-    return F.linear(x.to(dtype), expand(blocks).to(dtype)).to(x.dtype)
+    return linear(x.to(dtype), expand(blocks).to(dtype)).to(x.dtype)

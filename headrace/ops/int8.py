@@ -4,7 +4,8 @@ A weight is ``code * scale``, the codes int8 [N, K], with one scale for each of 
 """
 
 import torch
-import torch.nn.functional as F
+
+from headrace.ops.linear import linear
 
 LARGEST = 127
 ROWS_A_PASS = 4096  # of weights that are expanded at a time, so that they stay in the caches
@@ -31,5 +32,5 @@ def linear_packed(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) ->
 def linear_expanded(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The same, multiplied in ``dtype``."""
     wide = x.to(dtype)
-    parts = [F.linear(wide, some.to(dtype)) for some in codes.split(ROWS_A_PASS)]
+    parts = [linear(wide, some.to(dtype)) for some in codes.split(ROWS_A_PASS)]
     return (torch.cat(parts, dim=-1) * scales).to(x.dtype)

@@ -24,7 +24,32 @@ COUNTERS = 4096  # tiles whose inputs can be divided
 @op
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x`` [..., K] times ``weight`` [N, K], plus ``bias`` [N]: [..., N]; contiguous and of one dtype."""
-    return F.linear(x, weight, bias)
+    if x.device.type != "cpu" or not by_onednn(x.dtype):
+        return F.linear(x, weight, bias)
+    rows = x.flatten(0, -2)
+    num_rows = rows.shape[0]
+    padded = F.pad(rows, (0, 0, 0, -num_rows % (8 if num_rows <= 64 else 64))) if num_rows > 1 else rows
+    if x.dtype == torch.float32:
+        y = torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")
+    else:
+        y = F.linear(padded, weight, bias)
+    return y[:num_rows].view(*x.shape[:-1], weight.shape[0])
+
+
+@functools.cache
+def by_onednn(dtype: torch.dtype) -> bool:
+    """Whether that is the fastest library for such numbers on this CPU. It keeps a kernel for every number of rows.
+
+    MKL is as fast in float32, but only on Intel's own CPUs (docs/performance.md).
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return torch.backends.mkl.is_available() and "Intel" not in torch.cpu.get_capabilities().get("cpu_name", "")
+    return {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }[dtype]()
 
 
 @linear.on_triton

@@ -28,9 +28,10 @@ class Products:
 def products() -> Products:
     """A product of 3072 x 576 weights with 16 / 32 / 64 rows takes, in µs, packed 356 / 673 / 1301 and expanded 586 /
     653 / 800 with AMX; with AVX2 it takes 616 / 1228 / 2464 and 595 / 858 / 1312."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if "512" in capability and torch.cpu.get_capabilities().get("amx_bf16"):
-        return Products(32, torch.bfloat16, f"{capability} with AMX")
+    capability, flags = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if "512" in capability and flags.get(flag):
+            return Products(32, torch.bfloat16, f"{capability} with {flag}")
     return Products(12, torch.float32, capability)
 
 
@@ -46,11 +47,8 @@ class Packed:
         raise NotImplementedError
 
     def apply(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        best, num_rows = products(), x.shape[0]
-        if num_rows <= best.few_rows:
-            y = self.packed(layer, x)
-        else:  # rows of zeros up to a multiple of 64: oneDNN compiles, and keeps, a kernel for every M
-            y = self.expanded(layer, F.pad(x, (0, 0, 0, -num_rows % 64)), best.dtype)[:num_rows]
+        best = products()
+        y = self.packed(layer, x) if len(x) <= best.few_rows else self.expanded(layer, x, best.dtype)
         return y if layer.bias is None else y.add_(layer.bias)
 
 
