@@ -46,7 +46,7 @@ def _encoder(
     return decoder(
         config,
         max_positions,
-        attention(config, max_positions, rope=None, bias=True, out_bias=True, causal=False),
+        attention(config, max_positions, rope=None, bias=True, causal=False),
         mlp(config, gated=False, bias=True),
         NormSlot("layer", config.layer_norm_eps, bias=True),
         wiring=POST_NORM_STREAM,

@@ -8,13 +8,12 @@ from headrace.models.spec import PARALLEL_ONE_NORM, Spec
 
 
 def cohere(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, NormSlot("layer", config.layer_norm_eps)
+    norm = NormSlot("layer", config.layer_norm_eps)
     slot = attention(
         config,
         max_positions,
         rope=rope(config, max_positions, interleaved=True),
-        bias=bias,
-        out_bias=bias,
+        bias=config.attention_bias,
         qk_norm=QueryKeyNorm(norm, "own_head") if config.use_qk_norm else None,
     )
     scale = config.logit_scale

@@ -72,9 +72,11 @@ def each_layer(config: PretrainedConfig, slots: Slot | Sequence[Slot]) -> list[S
 
 
 def attention(config: PretrainedConfig, max_positions: int, **changes: Any) -> AttentionSlot:
-    """The attention slot of a Llama-like config, with ``changes``; rotary embedding by ``rope`` unless given."""
+    """The attention slot of a Llama-like config, with ``changes``: rotary embedding by ``rope`` unless given, and a
+    ``bias`` that goes for the output projection, too, unless ``out_bias`` says otherwise."""
     if "rope" not in changes:
         changes["rope"] = rope(config, max_positions)
+    changes.setdefault("out_bias", changes.get("bias", False))
     slot = AttentionSlot(
         num_heads=config.num_attention_heads,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,

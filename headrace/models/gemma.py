@@ -20,8 +20,7 @@ FOUR_NORMS = (
 
 def gemma(config: PretrainedConfig, max_positions: int) -> Spec:
     _causal(config)
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    slot = attention(config, max_positions, bias=config.attention_bias)
     scale = config.hidden_size**0.5
     return decoder(config, max_positions, slot, mlp(config), _norm(config), embedding_scale=scale)
 
@@ -59,9 +58,8 @@ def _norm(config: PretrainedConfig) -> NormSlot:
 
 
 def _attention_options(config: PretrainedConfig) -> dict[str, Any]:
-    bias = config.attention_bias
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping or 0.0
-    return {"bias": bias, "out_bias": bias, "scale": scale, "softcap": softcap}
+    return {"bias": config.attention_bias, "scale": scale, "softcap": softcap}
 
 
 def _capped(config: PretrainedConfig, max_positions: int, slots: list[AttentionSlot]) -> Spec:

@@ -11,7 +11,7 @@ from headrace.models.spec import SANDWICH_NORM, Spec
 
 def glm(config: PretrainedConfig, max_positions: int) -> Spec:
     rotary = rope(config, max_positions, interleaved=True)
-    slot = attention(config, max_positions, rope=rotary, bias=config.attention_bias)
+    slot = attention(config, max_positions, rope=rotary, bias=config.attention_bias, out_bias=False)
     return decoder(config, max_positions, slot, mlp(config))
 
 

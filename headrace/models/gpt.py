@@ -16,7 +16,7 @@ from headrace.models.spec import PARALLEL, PRE_NORM, LearnedPositions, Spec
 def gpt2(config: PretrainedConfig, max_positions: int) -> Spec:
     if config.add_cross_attention:
         raise ConfigError("The config asks for cross-attention, but only decoders that stand alone can be served.")
-    slot = attention(config, max_positions, rope=None, bias=True, out_bias=True)
+    slot = attention(config, max_positions, rope=None, bias=True)
     scale = slot.scale if config.scale_attn_weights else 1.0
     by_layer = config.scale_attn_by_inverse_layer_idx
     slots = [replace(slot, scale=scale / (i + 1) if by_layer else scale) for i in range(config.num_hidden_layers)]
@@ -54,7 +54,7 @@ def opt(config: PretrainedConfig, max_positions: int) -> Spec:
     return decoder(
         config,
         max_positions,
-        attention(config, max_positions, rope=None, bias=bias, out_bias=bias),
+        attention(config, max_positions, rope=None, bias=bias),
         mlp(
             config,
             inner=config.ffn_dim,
@@ -78,11 +78,10 @@ def opt(config: PretrainedConfig, max_positions: int) -> Spec:
 
 
 def gpt_neox(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
     return decoder(
         config,
         max_positions,
-        attention(config, max_positions, bias=bias, out_bias=bias),
+        attention(config, max_positions, bias=config.attention_bias),
         mlp(config, gated=False, bias=True),
         NormSlot("layer", config.layer_norm_eps, bias=True),
         wiring=PARALLEL if config.use_parallel_residual else PRE_NORM,

@@ -9,8 +9,7 @@ from headrace.models.spec import Spec
 
 
 def granite(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, scale=config.attention_multiplier)
+    slot = attention(config, max_positions, bias=config.attention_bias, scale=config.attention_multiplier)
     return replace(
         decoder(config, max_positions, slot, mlp(config, bias=config.mlp_bias)),
         embedding_scale=config.embedding_multiplier,

@@ -9,13 +9,12 @@ from headrace.models.spec import Spec
 
 
 def hunyuan_dense(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, NormSlot("rms", config.rms_norm_eps)
+    norm = NormSlot("rms", config.rms_norm_eps)
     slot = attention(
         config,
         max_positions,
         rope=_rope(config, max_positions),
-        bias=bias,
-        out_bias=bias,
+        bias=config.attention_bias,
         qk_norm=head_norm(norm, after_rope=True),
     )
     renames = (

@@ -9,8 +9,7 @@ from headrace.models.spec import Spec
 
 
 def llama(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    slot = attention(config, max_positions, bias=config.attention_bias)
     return decoder(config, max_positions, slot, mlp(config, bias=config.mlp_bias))
 
 
@@ -20,8 +19,7 @@ def seed_oss(config: PretrainedConfig, max_positions: int) -> Spec:
 
 
 def smollm3(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    slot = attention(config, max_positions, bias=config.attention_bias)
     slots = windowed(config, slot) if config.use_sliding_window else [slot] * config.num_hidden_layers
     slots = [
         layer if rotate else replace(layer, rope=None)

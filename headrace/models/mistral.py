@@ -30,7 +30,7 @@ def mixtral(config: PretrainedConfig, max_positions: int) -> Spec:
 
 def starcoder2(config: PretrainedConfig, max_positions: int) -> Spec:
     bias = config.use_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, window=config.sliding_window)
+    slot = attention(config, max_positions, bias=bias, window=config.sliding_window)
     norm = NormSlot("layer", config.norm_epsilon, bias=True)
     renames = (Rename(r"\.mlp\.c_fc\.", ".mlp.up."), Rename(r"\.mlp\.c_proj\.", ".mlp.down."))
     return decoder(config, max_positions, slot, mlp(config, gated=False, bias=bias), norm, renames=renames)

@@ -8,12 +8,11 @@ from headrace.models.spec import Spec
 
 
 def nemotron(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, NormSlot("layer", config.norm_eps, offset=1.0, bias=True)
-    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    norm = NormSlot("layer", config.norm_eps, offset=1.0, bias=True)
+    slot = attention(config, max_positions, bias=config.attention_bias)
     return decoder(config, max_positions, slot, mlp(config, gated=False, bias=config.mlp_bias), norm)
 
 
 def arcee(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias)
+    slot = attention(config, max_positions, bias=config.attention_bias)
     return decoder(config, max_positions, slot, mlp(config, gated=False, bias=config.mlp_bias))

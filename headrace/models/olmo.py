@@ -14,19 +14,18 @@ OUT_NORMS = (
 
 
 def olmo(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias = config.attention_bias
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, clip=config.clip_qkv)
+    slot = attention(config, max_positions, bias=config.attention_bias, clip=config.clip_qkv)
     return decoder(config, max_positions, slot, mlp(config), NormSlot("layer", 1e-5, weight=False))
 
 
 def olmo2(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, QueryKeyNorm(NormSlot("rms", config.rms_norm_eps), "all_heads")
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, qk_norm=norm)
+    norm = QueryKeyNorm(NormSlot("rms", config.rms_norm_eps), "all_heads")
+    slot = attention(config, max_positions, bias=config.attention_bias, qk_norm=norm)
     return decoder(config, max_positions, slot, mlp(config), wiring=POST_NORM, renames=OUT_NORMS)
 
 
 def olmoe(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, QueryKeyNorm(NormSlot("rms", config.rms_norm_eps), "all_heads")
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, qk_norm=norm, clip=config.clip_qkv)
+    norm = QueryKeyNorm(NormSlot("rms", config.rms_norm_eps), "all_heads")
+    slot = attention(config, max_positions, bias=config.attention_bias, qk_norm=norm, clip=config.clip_qkv)
     experts = moe(config, config.intermediate_size, config.num_experts, renormalize=config.norm_topk_prob)
     return decoder(config, max_positions, slot, experts)

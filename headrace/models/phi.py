@@ -14,7 +14,7 @@ def phi(config: PretrainedConfig, max_positions: int) -> Spec:
     return decoder(
         config,
         max_positions,
-        attention(config, max_positions, bias=True, out_bias=True, qk_norm=qk_norm),
+        attention(config, max_positions, bias=True, qk_norm=qk_norm),
         mlp(config, gated=False, bias=True),
         norm,
         wiring=PARALLEL_ONE_NORM,

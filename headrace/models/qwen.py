@@ -8,26 +8,26 @@ from headrace.models.spec import Spec
 
 
 def qwen2(config: PretrainedConfig, max_positions: int) -> Spec:
-    slot = attention(config, max_positions, bias=True)
+    slot = attention(config, max_positions, bias=True, out_bias=False)
     return decoder(config, max_positions, windowed(config, slot), mlp(config))
 
 
 def qwen3(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, head_norm(NormSlot("rms", config.rms_norm_eps))
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, qk_norm=norm)
+    norm = head_norm(NormSlot("rms", config.rms_norm_eps))
+    slot = attention(config, max_positions, bias=config.attention_bias, qk_norm=norm)
     return decoder(config, max_positions, windowed(config, slot), mlp(config))
 
 
 def qwen2_moe(config: PretrainedConfig, max_positions: int) -> Spec:
-    slot = attention(config, max_positions, bias=config.qkv_bias)
+    slot = attention(config, max_positions, bias=config.qkv_bias, out_bias=False)
     slots = _sparse(config, shared_inner=config.shared_expert_intermediate_size)
     return decoder(config, max_positions, windowed(config, slot), slots)
 
 
 def qwen3_moe(config: PretrainedConfig, max_positions: int) -> Spec:
-    bias, norm = config.attention_bias, head_norm(NormSlot("rms", config.rms_norm_eps))
+    norm = head_norm(NormSlot("rms", config.rms_norm_eps))
     window = config.sliding_window or None
-    slot = attention(config, max_positions, bias=bias, out_bias=bias, qk_norm=norm, window=window)
+    slot = attention(config, max_positions, bias=config.attention_bias, qk_norm=norm, window=window)
     return decoder(config, max_positions, slot, _sparse(config))
 
 

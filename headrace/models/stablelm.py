@@ -14,7 +14,7 @@ def stablelm(config: PretrainedConfig, max_positions: int) -> Spec:
     return decoder(
         config,
         max_positions,
-        attention(config, max_positions, bias=config.use_qkv_bias, qk_norm=qk_norm),
+        attention(config, max_positions, bias=config.use_qkv_bias, out_bias=False, qk_norm=qk_norm),
         mlp(config),
         NormSlot("layer", eps, bias=True),
         wiring=PARALLEL_ONE_NORM if config.use_parallel_residual else PRE_NORM,
