@@ -4,48 +4,51 @@ Formats: sentence-transformers' Dense modules (config.json and model.safetensors
 heads of BGE-M3 (colbert_linear.pt and sparse_linear.pt; see https://github.com/FlagOpen/FlagEmbedding).
 """
 
-import json
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from headrace.errors import ConfigError
+from headrace.models.source import read_json
 
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU, "Sigmoid": nn.Sigmoid}
 MULTI_VECTOR, SPARSE = "colbert_linear.pt", "sparse_linear.pt"
 
 
+class DenseSettings(msgspec.Struct):
+    """A Dense module's config.json."""
+
+    activation_function: str = "Identity"
+
+
 def dense(folder: Path, device: torch.device) -> nn.Module:
     """One Dense module, in float32: [N, in] → [N, out]."""
-    name = json.loads((folder / "config.json").read_text()).get("activation_function", "Identity").rpartition(".")[2]
+    name = read_json(folder / "config.json", DenseSettings).activation_function.rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise ConfigError(f"{folder} has the activation {name}; supported are {', '.join(ACTIVATIONS)}.")
     file = folder / "model.safetensors"
-    weights = load_file(file) if file.is_file() else _unpickled(folder / "pytorch_model.bin")
-    return nn.Sequential(
-        linear({key.removeprefix("linear."): weights[key] for key in weights}, device), ACTIVATIONS[name]()
-    )
+    file = file if file.is_file() else folder / "pytorch_model.bin"
+    return nn.Sequential(linear(file, device), ACTIVATIONS[name]())
 
 
 def extra_head(file: Path, device: torch.device) -> nn.Module | None:
     """The linear layer in ``file``, in float32; None if there is no such file."""
-    return linear(_unpickled(file), device) if file.is_file() else None
+    return linear(file, device) if file.is_file() else None
 
 
-def linear(weights: dict[str, torch.Tensor], device: torch.device) -> nn.Linear:
-    """A layer of these weights: ``weight`` [out, in], maybe ``bias`` [out]."""
-    outputs, inputs = weights["weight"].shape
-    layer = nn.Linear(inputs, outputs, bias="bias" in weights, device=device, dtype=torch.float32)
-    layer.load_state_dict(weights)
-    return layer.requires_grad_(False)
-
-
-def _unpickled(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors alone: torch's restricted reader runs no code."""
+def linear(file: Path, device: torch.device) -> nn.Linear:
+    """The layer whose ``weight`` [out, in] and maybe ``bias`` [out] are in ``file``; torch's reader runs no code."""
     try:
-        weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{file} can't be read: {error}.") from error
-    return weights
+        safe = file.suffix == ".safetensors"
+        stored = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix("linear."): values for name, values in stored.items()}
+        outputs, inputs = weights["weight"].shape
+        layer = nn.Linear(inputs, outputs, bias="bias" in weights, device=device, dtype=torch.float32)
+        layer.load_state_dict(weights)
+    except Exception as error:  # of what is no layer the readers raise all sorts
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(f"{file} can't be read as a linear layer: {reason}.") from error
+    return layer.requires_grad_(False)

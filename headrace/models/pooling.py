@@ -4,23 +4,27 @@ Reads sentence-transformers' files beside the weights (modules.json and the fold
 https://sbert.net/docs/sentence_transformer/usage/custom_models.html). Knows no layers and no requests.
 """
 
-import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
 
 from headrace.config import Config
 from headrace.errors import ConfigError
 from headrace.models.registry import Architecture, architecture_of
-from headrace.models.source import ModelFiles
+from headrace.models.source import ModelFiles, read_json
 from headrace.types import POOLING_TASKS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+T = TypeVar("T")
 Kind = Literal["cls", "mean", "last"]
 KINDS: dict[str, Kind] = {"cls": "cls", "mean": "mean", "last": "last", "lasttoken": "last"}
 TASKS = {"embedding": "embed", "score": "classify"}  # other names of what --task may ask for
+POOLING_FLAG = re.compile("pooling_mode_(.+?)(?:_tokens?)?")
 UNSERVED = ("reward", "transcription", "draft")
 # Qwen3-Reranker's prompt, from its model card; the judgement is whether "yes" or "no" comes next.
 JUDGE_ANSWERS = ("no", "yes")
@@ -53,7 +57,7 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
     """None for a model that generates. Raises ``ConfigError`` if the checkpoint isn't made for what is asked."""
     architecture = architecture_of(hf_config)
     path = Path(files.path)
-    modules = _modules(path) if files.kind == "hf" else []
+    modules = _told(path / "modules.json", list[Module]) if files.kind == "hf" else []
     task = _task(config, architecture, hf_config, sentences=bool(modules))
     if task == "generate":
         if config.model.pooler_config:
@@ -63,15 +67,17 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
     activate = settings.get("activate")
     if task == "embed":
         kind, normalized, dense = _embedding(path, modules, architecture)
+        limits = _told(path / "sentence_bert_config.json", Limits) if modules else Limits()
+        advice = _told(path / "config_sentence_transformers.json", Advice) if modules else Advice()
         return Pooling(
             "embed",
             settings.get("kind", kind),
             normalized if activate is None else activate,
             settings.get("main"),
             dense,
-            _setting(path / "sentence_bert_config.json", "max_seq_length") or None if modules else None,
+            limits.max_seq_length or None,
             sizes=tuple(getattr(hf_config, "matryoshka_dimensions", None) or ()),
-            prompts=(_setting(path / "config_sentence_transformers.json", "prompts") if modules else None) or {},
+            prompts=advice.prompts or {},
         )
     default: Kind = "cls" if architecture.kind == "encoder" else "last"
     kind = settings.get("kind", default)
@@ -161,22 +167,40 @@ def _activation_name(hf_config: "PretrainedConfig") -> str:
 # -- sentence-transformers' files -----------------------------------------------------------------------------------
 
 
-def _modules(path: Path) -> list[dict[str, Any]]:
-    return json.loads((path / "modules.json").read_text()) if (path / "modules.json").is_file() else []
+class Module(msgspec.Struct):
+    """An entry of modules.json: a class, and the folder that holds what it needs."""
+
+    type: str
+    path: str
 
 
-def _embedding(
-    path: Path, modules: list[dict[str, Any]], architecture: Architecture
-) -> tuple[Kind, bool, tuple[Path, ...]]:
+class Limits(msgspec.Struct):
+    """Of sentence_bert_config.json."""
+
+    max_seq_length: int | None = None
+
+
+class Advice(msgspec.Struct):
+    """Of config_sentence_transformers.json."""
+
+    prompts: dict[str, str] | None = None
+
+
+def _told(file: Path, kind: type[T]) -> T:
+    """What ``file`` says; an empty ``kind`` if it isn't there."""
+    return read_json(file, kind) if file.is_file() else kind()
+
+
+def _embedding(path: Path, modules: list[Module], architecture: Architecture) -> tuple[Kind, bool, tuple[Path, ...]]:
     """(kind of pooling, whether it is normalised, Dense modules): without such files, as most models of a kind."""
     if not modules:
         return "cls" if architecture.kind == "encoder" else "last", True, ()
     kind: Kind = "mean"
     normalized, dense = False, []
     for module in modules[1:]:
-        name, place = module["type"].rpartition(".")[2], path / module["path"]
+        name, place = module.type.rpartition(".")[2], path / module.path
         if name == "Pooling":
-            kind = _pooling_kind(json.loads((place / "config.json").read_text()), place)
+            kind = _pooling_kind(place)
         elif name == "Dense":
             dense.append(place)
         elif name == "Normalize":
@@ -186,18 +210,13 @@ def _embedding(
     return kind, normalized, tuple(dense)
 
 
-def _pooling_kind(fields: dict[str, Any], place: Path) -> Kind:
+def _pooling_kind(place: Path) -> Kind:
     """Of 1_Pooling/config.json: ``pooling_mode`` names it, or one of several flags is set."""
-    prefix = "pooling_mode_"
-    flags = [key.removeprefix(prefix).removesuffix("_token").removesuffix("_tokens") for key, on in fields.items()
-             if key.startswith(prefix) and on is True]  # fmt: skip
+    fields: dict[str, Any] = read_json(place / "config.json")
+    flags = [found[1] for key, on in fields.items() if on is True and (found := POOLING_FLAG.fullmatch(key))]
     named = fields.get("pooling_mode") or flags
-    kinds = [named] if isinstance(named, str) else list(named)
+    kinds = [str(kind) for kind in (named if isinstance(named, list) else [named])]
     if len(kinds) != 1 or kinds[0] not in KINDS:
-        raise ConfigError(f"{place} asks for pooling by {' and '.join(kinds)}; supported are cls, mean and lasttoken.")
+        names = " and ".join(kinds) or "nothing"
+        raise ConfigError(f"{place} asks for pooling by {names}; supported are cls, mean and lasttoken.")
     return KINDS[kinds[0]]
-
-
-def _setting(file: Path, name: str) -> Any:
-    """Of a JSON file; None if the file, or the setting in it, is missing."""
-    return json.loads(file.read_text()).get(name) if file.is_file() else None

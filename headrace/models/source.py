@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -77,7 +78,7 @@ def load_config(
 
         fields = config_fields(GgufFile(path))
     else:
-        fields = _read_json(path / CONFIG)
+        fields = read_json(path / CONFIG)
     fields = _merged(fields, hf_overrides or {})
 
     from transformers import PretrainedConfig, __version__
@@ -85,7 +86,7 @@ def load_config(
     key = hashlib.sha256(json.dumps([__version__, fields], sort_keys=True).encode()).hexdigest()
     cached = packaged.cache_root() / "configs" / f"{key}.json"
     if cached.is_file():
-        return PretrainedConfig.from_dict(_read_json(cached))
+        return PretrainedConfig.from_dict(read_json(cached))
 
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -114,12 +115,12 @@ def generation_config(files: ModelFiles, where: str = "auto") -> dict[str, Any]:
         return {}
     if where != "auto":
         path = Path(where).expanduser()
-        return _read_json(path if path.is_file() else path / GENERATION_CONFIG)
+        return read_json(path if path.is_file() else path / GENERATION_CONFIG)
     if files.kind == "gguf":
         metadata = GgufFile(Path(files.path)).metadata
         return {name: metadata[key] for key, name in SAMPLING_KEYS.items() if key in metadata}
     path = Path(files.path) / GENERATION_CONFIG
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def load_tokenizer(files: ModelFiles, model: ModelOptions, load: LoadOptions) -> "PreTrainedTokenizerBase":
@@ -153,6 +154,16 @@ def load_tokenizer(files: ModelFiles, model: ModelOptions, load: LoadOptions) ->
         f"{files.path} holds no tokenizer that can be loaded ({first}); name one with --tokenizer, or use "
         "--skip-tokenizer-init."
     ) from reason
+
+
+def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+    """The JSON in ``path``, which must be of a ``kind``. Raises ``ConfigError``."""
+    try:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), kind)
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} holds no {path.name}.") from None
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path} can't be read: {error}.") from error
 
 
 def shapes() -> list[str]:
@@ -218,18 +229,6 @@ def _gguf(name: str, path: Path, load: LoadOptions) -> ModelFiles:
     if load.load_format == "safetensors":
         raise ConfigError(f"{path.name} is a GGUF file, so it can't be loaded with --load-format safetensors.")
     return ModelFiles(name, str(path), "gguf")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path.parent} holds no {path.name}.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}.") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} isn't a JSON object.")
-    return fields
 
 
 def _completed(config: "PretrainedConfig", cached: Path) -> "PretrainedConfig":

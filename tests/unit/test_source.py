@@ -144,7 +144,7 @@ def test_overrides_are_merged_into_the_configuration(tmp_path: Path) -> None:
     [
         (None, "holds no config.json"),
         ("{", "config.json can't be read"),
-        ("[1]", "isn't a JSON object"),
+        ("[1]", "config.json can't be read: Expected `object`, got `array`"),
         (json.dumps(LLAMA | {"hidden_size": "wide"}), "isn't valid for a llama: .*hidden_size"),
     ],
 )
