@@ -69,20 +69,17 @@ def settle(
     chunked = config.scheduler.enable_chunked_prefill and not bidirectional
     large = device.type == "cuda" and (memory or total_memory(device)) >= LARGE_GPU
     max_num_seqs = config.scheduler.max_num_seqs or (1024 if large else 256)
-    batched = config.scheduler.max_num_batched_tokens or (8192 if large else 2048)
-    if not chunked and batched < max_model_len:
-        if config.scheduler.max_num_batched_tokens is not None:
-            if bidirectional:
-                raise ConfigError(
-                    f"An encoder computes a prompt in one step: --max-num-batched-tokens {batched} is less than its "
-                    f"length of {max_model_len}; raise the one, or lower --max-model-len."
-                )
-            raise ConfigError(
-                f"Without chunked prefill a step must hold a whole prompt: --max-num-batched-tokens {batched} is less "
-                f"than --max-model-len {max_model_len}; raise the one, lower the other, or enable chunked prefill."
-            )
-        batched = max_model_len
-    batched = max(batched, max_num_seqs) if config.scheduler.max_num_batched_tokens is None else batched
+    least, batched = 1 if chunked else max_model_len, config.scheduler.max_num_batched_tokens
+    if batched is None:
+        batched = max(8192 if large else 2048, max_num_seqs, least)
+    elif batched < least:
+        why, remedy = "Without chunked prefill a step must hold a whole prompt", ", or enable chunked prefill"
+        if bidirectional:
+            why, remedy = "An encoder computes a prompt in one step", ""
+        raise ConfigError(
+            f"{why}: --max-num-batched-tokens {batched} is less than --max-model-len {max_model_len}; raise the one or "
+            f"lower the other{remedy}."
+        )
     return Facts(
         dtype=_dtype(config.model.dtype, text, device, torch.bfloat16 if pooling is None else torch.float16),
         max_model_len=max_model_len,
@@ -113,19 +110,14 @@ def _dtype(name: str, config: PretrainedConfig, device: torch.device, shorter: t
 
 
 def _max_model_len(config: Config, text: PretrainedConfig, pooling: Pooling | None) -> int:
-    limit = model_limit(text)
-    if pooling is not None and pooling.max_length is not None:
-        limit = min(limit or pooling.max_length, pooling.max_length)
+    window = getattr(text, "sliding_window", None) if config.model.disable_sliding_window else None
+    limit = min(filter(None, (model_limit(text), pooling and pooling.max_length, window)), default=None)
     wanted = config.model.max_model_len
-    if config.model.disable_sliding_window and (window := getattr(text, "sliding_window", None)):
-        limit = min(limit or window, window)
-    if limit is None:
-        if wanted is None or wanted == MODEL_LEN_THAT_FITS:
-            raise ConfigError("The model's config.json names no context length; give one with --max-model-len.")
-        return wanted
     if wanted is None or wanted == MODEL_LEN_THAT_FITS:
+        if limit is None:
+            raise ConfigError("The model's config.json names no context length; give one with --max-model-len.")
         return limit
-    if wanted > limit and not config.model.allow_long_max_model_len:
+    if limit is not None and wanted > limit and not config.model.allow_long_max_model_len:
         raise ConfigError(
             f"--max-model-len {wanted} is more than the {limit} tokens the model can take; use {limit} or less, or "
             "--allow-long-max-model-len if you know that its positions go further."
