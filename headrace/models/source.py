@@ -80,6 +80,8 @@ def load_config(
     else:
         fields = read_json(path / CONFIG)
     fields = _merged(fields, hf_overrides or {})
+    if isinstance(name := fields.get("architectures"), str):  # as --hf-overrides.architectures NAME has it
+        fields["architectures"] = [name]
 
     from transformers import PretrainedConfig, __version__
 

@@ -137,6 +137,7 @@ def test_overrides_are_merged_into_the_configuration(tmp_path: Path) -> None:
     config = source.load_config(files, changes)
     assert config.rope_parameters == {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
     assert (config.architectures, config.my_own, config.hidden_size) == (["MistralForCausalLM"], 1, 64)
+    assert source.load_config(files, {"architectures": "MistralForCausalLM"}).architectures == ["MistralForCausalLM"]
 
 
 @pytest.mark.parametrize(
