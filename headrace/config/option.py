@@ -128,7 +128,7 @@ class Option:
             readers[int] = parse_size
         try:
             return readers[kind](text) if kind in readers else value
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter of a size beyond all floats
             raise self.wrong(value) from None
 
     def _check(self, value: Any) -> None:

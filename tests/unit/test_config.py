@@ -13,6 +13,7 @@ from headrace.config.plugin import load_class
 from headrace.errors import ConfigError
 
 MODEL_LEN = "--max-model-len must be a whole number of at least 1 such as 40000, 40k or 1K or auto, got "
+HUGE = "9" * 309
 NOT_YET = ", which this version does not have yet: leave it out."
 
 
@@ -56,6 +57,10 @@ def test_values(name: str, given: Any, expected: Any) -> None:
         ({"zzz": 1}, "there is no option 'zzz'."),
         ({"port": "abc"}, "--port must be a whole number between 0 and 65535, got 'abc'."),
         ({"port": 70_000}, "--port must be a whole number between 0 and 65535, got 70000."),
+        (
+            {"kv_cache_memory_bytes": f"{HUGE}k"},
+            f"--kv-cache-memory-bytes must be a whole number of at least 1 such as 40000, 40k or 1K, got '{HUGE}k'.",
+        ),
         ({"block_size": 0}, "--block-size must be a whole number between 1 and 256, got 0."),
         ({"dtype": "int8"}, "--dtype must be one of auto, half, float16, bfloat16, float, float32, got 'int8'."),
         ({"max_model_len": 0}, MODEL_LEN + "0."),
