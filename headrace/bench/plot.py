@@ -6,6 +6,7 @@ A figure is a function from results to a matplotlib Figure, or to None where the
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "axes.prop_cycle": cycler(color=COLORS),
+    "text.parse_math": False,  # names may hold dollars
     "svg.hashsalt": "headrace",  # the same file from the same results
 } | dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
 FEW = len(COLORS)  # lines that colours tell apart; more get a scale of colours
@@ -52,7 +54,8 @@ def figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def colored(results: Sequence[Result]) -> list[tuple[Result, tuple[float, ...] | str]]:
-    """Every result with a colour of its own."""
+    """Every result with a colour of its own, and a name that legends show: matplotlib hides those with a _ in front."""
+    results = [replace(result, name=result.name.lstrip("_") or "-") for result in results]
     if len(results) <= FEW:
         return list(zip(results, COLORS, strict=False))
     scale = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(results)))

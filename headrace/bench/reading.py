@@ -27,14 +27,21 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Keys(msgspec.Struct):
-    """What a result may not have otherwise: the keys that figures are computed from."""
+    """What a result may not have otherwise: the keys that figures are computed from. The lists are one by request."""
 
     request_throughput: float
+    label: str | None = None
     output_throughput: float = 0.0
     input_lens: list[float] = []
     output_lens: list[float] = []
     ttfts: list[float] = []
     itls: list[list[float]] = []
+    errors: list[str] = []
+
+    def __post_init__(self) -> None:
+        for name in ("output_lens", "itls", "errors"):
+            if self.ttfts and len(values := getattr(self, name)) not in (0, len(self.ttfts)):
+                raise ValueError(f"{name} are {len(values)}, ttfts {len(self.ttfts)}")
 
 
 @dataclass(frozen=True)

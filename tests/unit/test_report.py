@@ -106,6 +106,14 @@ def test_plot_without_latencies_by_request(tmp_path: Path, capsys: pytest.Captur
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"pareto.png", "pareto.svg"}
 
 
+@pytest.mark.parametrize("label", ["_run", "__", "a$x_{$"])
+def test_names_that_mean_something_to_matplotlib(label: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(result(label=label)))
+    assert main(["bench", "plot", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out").glob("*.png"))
+
+
 def test_nothing_is_drawn_of_requests_that_all_failed(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(result(errors=["refused"] * 4)))
@@ -120,6 +128,7 @@ def test_nothing_is_drawn_of_requests_that_all_failed(tmp_path: Path) -> None:
         ('{"a": 1}', "is no result of `bench serve`"),
         (None, "No such file"),
         ('{"request_throughput": 1, "ttfts": "x"}', "is no result of `bench serve`: Expected `array`"),
+        ('{"request_throughput": 1, "ttfts": [1], "itls": [[], []]}', "itls are 2, ttfts 1"),
     ],
 )
 def test_what_is_no_result(
