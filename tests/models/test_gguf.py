@@ -109,6 +109,23 @@ def test_damage_gets_one_sentence(tmp_path: Path, damage: Callable[[bytes], byte
 # -- dequantization -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [("blk.0.attn_q.weight", "lacks the tensor blk.0.attn_output.weight"), ("oddity", "holds 'oddity', which Llama")],
+)
+def test_tensors_of_no_llama(tmp_path: Path, tensor: str, message: str) -> None:
+    def fill(writer: gguf.GGUFWriter) -> None:
+        for key in ("embedding_length", "block_count", "attention.head_count", "attention.key_length"):
+            writer.add_uint32(f"llama.{key}", 32)
+        writer.add_uint32("llama.context_length", 64)
+        for name in {"token_embd.weight", tensor, *(["blk.0.attn_output.weight"] if tensor == "oddity" else [])}:
+            writer.add_tensor(name, np.zeros((32, 34), np.uint8), raw_dtype=Kind.Q8_0)
+
+    path = write(tmp_path / "a.gguf", fill)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(ModelFiles("a", str(path), "gguf"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_tensor(tmp_path: Path, kind: str) -> None:
     """More elements than are dequantized at a time, against the library doing all at once."""

@@ -344,6 +344,6 @@ def quantized_kinds(file: GgufFile, architecture: Architecture) -> dict[str, str
     """How each matrix is quantized, by the checkpoint's names. Empty unless all are, and by their outputs."""
     matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
     plain, stacked = any(tensor.kind in PLAIN for tensor in matrices), any(len(t.shape) > 2 for t in matrices)
-    if plain or stacked or any(tensor.name.split(".")[-2] in architecture.transposed for tensor in matrices):
+    if plain or stacked or any(tensor.stem in architecture.transposed for tensor in matrices):
         return {}
     return {checkpoint_name(tensor.name, architecture): tensor.kind.name for tensor in matrices}

@@ -6,7 +6,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from headrace.errors import ConfigError
-from headrace.models.gguf.reader import GgufFile
+from headrace.models.gguf.reader import GgufFile, GgufTensor
 
 DEFAULT_ROPE_BASE = 10_000.0
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|endofturn|>")
@@ -37,11 +37,14 @@ class Facts:
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
 
+    def tensor(self, name: str) -> GgufTensor:
+        if not self.has(name):
+            raise ConfigError(f"{self.file.path} lacks the tensor {name}.")
+        return self.file.tensors[name]
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """A tensor's shape in row-major order."""
-        if not self.has(tensor):
-            raise ConfigError(f"{self.file.path} lacks the tensor {tensor}.")
-        return self.file.tensors[tensor].shape
+        return self.tensor(tensor).shape
 
     def floats(self, tensor: str) -> list[float] | None:
         """The values of a small F32 tensor, or None if there is none of that name."""
@@ -74,7 +77,7 @@ def common_fields(facts: Facts) -> dict[str, Any]:
         "max_position_embeddings": facts("context_length"),
         "tie_word_embeddings": not facts.has("output.weight"),
         "rope_parameters": rope_parameters(facts),
-        "dtype": DTYPES.get(facts.file.tensors["blk.0.attn_output.weight"].kind, "bfloat16"),
+        "dtype": DTYPES.get(facts.tensor("blk.0.attn_output.weight").kind, "bfloat16"),
     } | facts.renamed(intermediate_size="feed_forward_length", rms_norm_eps="attention.layer_norm_rms_epsilon")
 
 

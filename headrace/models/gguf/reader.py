@@ -9,7 +9,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,21 @@ class GgufTensor:
         """The bytes, mapped rather than copied; what is written into them stays in memory."""
         return np.memmap(self.path, np.uint8, "c", self.offset, (self.num_bytes,))
 
+    @property
+    def stem(self) -> str:
+        """Its name within a layer: ``attn_q`` of blk.0.attn_q.weight."""
+        return self.name.split(".")[-2:][0]
+
     def split(self, rows: int) -> Iterator["GgufTensor"]:
         """The tensor in pieces of so many of its first dimension's entries."""
         step = self.num_bytes // self.shape[0]
         for start in range(0, self.shape[0], rows):
             shape = (min(rows, self.shape[0] - start), *self.shape[1:])
-            yield GgufTensor(self.path, self.name, shape, self.kind, self.offset + start * step)
+            yield replace(self, shape=shape, offset=self.offset + start * step)
 
     def slices(self) -> Iterator["GgufTensor"]:
         """The tensors stacked in this one, along its first dimension."""
-        step = self.num_bytes // self.shape[0]
-        for i in range(self.shape[0]):
-            yield GgufTensor(self.path, f"{self.name}[{i}]", self.shape[1:], self.kind, self.offset + i * step)
+        return (replace(part, shape=self.shape[1:]) for part in self.split(1))
 
 
 class GgufFile:

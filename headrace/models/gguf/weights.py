@@ -35,9 +35,10 @@ def gguf_chunks(path: Path, accepts: Callable[[str], bool]) -> list[Chunk]:
     """
     file = GgufFile(path)
     architecture, facts = architecture_of(file), Facts(file)
-    heads, kv_heads = facts("attention.head_count"), facts.get("attention.head_count_kv")
+    heads = facts("attention.head_count")
+    by_projection = {"attn_q": heads, "attn_k": facts.get("attention.head_count_kv") or heads}
     return [
-        _chunk(tensor, architecture, checkpoint_name(tensor.name, architecture), heads, kv_heads or heads, accepts)
+        _chunk(tensor, architecture, by_projection, accepts)
         for tensor in file.tensors.values()
         if not UNNEEDED.search(tensor.name)
     ]
@@ -74,42 +75,33 @@ def pairs_to_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def _chunk(
-    tensor: GgufTensor,
-    architecture: Architecture,
-    name: str,
-    heads: int,
-    kv_heads: int,
-    accepts: Callable[[str], bool],
+    tensor: GgufTensor, architecture: Architecture, heads: dict[str, int], accepts: Callable[[str], bool]
 ) -> Chunk:
-    stem = tensor.name.split(".")[-2]
+    """``heads``: how many the queries' and the keys' projections have."""
+    name, stem = checkpoint_name(tensor.name, architecture), tensor.stem
+    base, stacked = name.removesuffix(".weight"), "{slice}" in name
 
     def restore(value: torch.Tensor) -> torch.Tensor:
-        if architecture.permuted and stem in ("attn_q", "attn_k"):
-            return pairs_to_halves(value, heads if stem == "attn_q" else kv_heads)
+        if architecture.permuted and stem in heads:
+            return pairs_to_halves(value, heads[stem])
         if architecture.norm_shift and name.endswith("norm.weight"):
             return value - architecture.norm_shift
         if stem in architecture.transposed:
             return value.t() if value.ndim == 2 else value
         if stem == architecture.heads_first:
-            return value.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+            return value.unflatten(0, (3, heads["attn_q"], -1)).transpose(0, 1).flatten(0, 2)
         return value
-
-    base = name.removesuffix(".weight")
 
     def read() -> Iterator[tuple[str, torch.Tensor]]:
         if accepts(f"{base}.blocks"):
             yield f"{base}.blocks", restore(int4_blocks(tensor))
-            return
-        if accepts(f"{base}.codes"):
+        elif accepts(f"{base}.codes"):
             codes, scales = int8_rows(tensor)
             yield f"{base}.codes", restore(codes)
             yield f"{base}.scales", restore(scales)
-            return
-        if "{slice}" not in name:
-            yield name, restore(values(tensor))
-            return
-        for i, part in enumerate(tensor.slices()):
-            yield name.format(slice=i), restore(values(part))
+        else:
+            for i, part in enumerate(tensor.slices() if stacked else [tensor]):
+                yield name.format(slice=i), restore(values(part))
 
-    at_once = prod(tensor.shape[1:] if "{slice}" in name else tensor.shape)
+    at_once = prod(tensor.shape[1:] if stacked else tensor.shape)
     return Chunk(tensor.path, tensor.num_bytes, at_once * 4 + tensor.num_bytes, read)
