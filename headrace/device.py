@@ -1,6 +1,7 @@
 """Facts and services of the device that computes: memory, host-to-device copies, peaks. Knows nothing of Headrace."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -50,6 +51,15 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     The pinned staging memory is fresh each time and returns to torch's pool, which reuses it only after the copy.
     """
     return values if device.type == "cpu" else copy_to(torch.empty_like(values, device=device), values)
+
+
+def mark(device: torch.device) -> Callable[[], None]:
+    """A call that waits for all that has been launched on ``device`` by now."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
 
 
 def copy_to(target: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from headrace.device import mark
 from headrace.models.decoder import Decoder
 from headrace.models.heads import MULTI_VECTOR, SPARSE, dense, extra_head
 from headrace.models.pooling import Pooling
@@ -55,18 +56,12 @@ class Pooler:
             elif kind == "all":
                 found = inner(found, rows.fact(row).token_ids, self.heads[self._task(params)].ends)
             pooled.append((params, found))
-        values = self._headed(pooled)
-        if hidden.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
+        values, await_copies = self._headed(pooled), mark(hidden.device)
 
         def wait() -> Sampled:
-            if hidden.device.type == "cuda":
-                done.synchronize()
-            return Sampled(
-                [],
-                pooled=[self._finish(params, part.numpy()) for (params, _), part in zip(pooled, values, strict=True)],
-            )
+            await_copies()
+            parts = zip(pooled, values, strict=True)
+            return Sampled([], pooled=[self._finish(params, part.numpy()) for (params, _), part in parts])
 
         return wait
 

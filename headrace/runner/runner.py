@@ -197,14 +197,10 @@ class Runner:
         logprobs = None if logprobs is None else logprobs.to_host()
         prompts = {row: [(part.to_host(), count) for part, count in parts] for row, parts in prompts.items()}
         wanted = [(i, self.rows.fact(rows[i]).params.logprobs or 0) for i in self.rows.wishing("logprobs", rows)]
-        done = None
-        if self.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
+        await_copies = devices.mark(self.device)
 
         def wait() -> Sampled:
-            if done is not None:
-                done.synchronize()
+            await_copies()
             sampled = Sampled([] if ids is None else ids.tolist())
             if self._processors is not None and ids is not None:
                 self._processors.record(sampled.token_ids)
