@@ -1,5 +1,7 @@
 """How many bytes and operations a model needs: what its speed on a device can be judged by. Knows no device."""
 
+from collections import defaultdict
+
 import torch
 from torch import nn
 
@@ -20,7 +22,10 @@ def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
     multiplied = sum(linear.in_features * linear.out_features for linear in linears)
     multiplied += int(share * sum(weight.numel() for weight in experts))
     specs = [layer.spec for layer in model.attention_layers]
-    windows = {spec.window for spec in specs if spec.window is not None}
+    by_window: dict[int, list[AttentionSpec]] = defaultdict(list)
+    for spec in specs:
+        if spec.window is not None:
+            by_window[spec.window].append(spec)
     return StepCost(
         weight_bytes=sum(map(_bytes_read, model.modules())),
         layer_flops=2 * multiplied,
@@ -29,11 +34,7 @@ def step_cost(model: Decoder, dtype: torch.dtype) -> StepCost:
         attention_flops=_attention_flops(specs),
         expert_bytes=sum(weight.nbytes for weight in experts),
         expert_share=share,
-        windowed=[
-            (window, _kv_bytes(those, dtype), _attention_flops(those))
-            for window in sorted(windows)
-            for those in [[spec for spec in specs if spec.window == window]]
-        ],
+        windowed=[(window, _kv_bytes(own, dtype), _attention_flops(own)) for window, own in sorted(by_window.items())],
     )
 
 

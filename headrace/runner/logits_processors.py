@@ -25,6 +25,9 @@ class MoveDirectionality(enum.Enum):
     SWAP = 1
 
 
+Added = tuple[int, SamplingParams, list[int] | None, list[int]]  # index, params, prompt, output so far
+
+
 @dataclass(frozen=True)
 class BatchUpdate:
     """What changed since the last step. Apply ``removed``, then ``added``, then ``moved``.
@@ -34,9 +37,7 @@ class BatchUpdate:
 
     batch_size: int
     removed: Sequence[int] = ()
-    added: Sequence[
-        tuple[int, SamplingParams, list[int] | None, list[int]]
-    ] = ()  # index, params, prompt, output so far
+    added: Sequence[Added] = ()
     moved: Sequence[tuple[int, int, MoveDirectionality]] = ()
 
 
