@@ -1,11 +1,10 @@
-"""Files that measurements read and leave: written whole or not at all, and a sentence for those that can't be used.
+"""Files that measurements read and leave, and a sentence for those that can't be used.
 
 Owns that a full disk costs no figures; knows of a result only where its file's name comes from.
 """
 
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError
+from headrace.files import write_whole
 
 
 def read_json(path: Path, flag: str = "") -> Any:
@@ -39,30 +39,9 @@ def writing(what: object) -> Iterator[None]:
         raise ConfigError(f"{what} can't be written: {error.strerror}.") from None
 
 
-def check_directory(path: Path, flag: str) -> None:
-    """Make ``path`` and try whether files can be written there. Raises ConfigError; before a run, not after it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{flag} {path} can't be written to: {error.strerror}.") from None
-
-
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=4) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All of ``text`` or, whenever we are interrupted, nothing."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text)
-        scratch.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def save_result(path: Path, result: dict[str, Any], append: bool, siblings: dict[str, str]) -> list[str]:

@@ -7,17 +7,16 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from headrace.config.options import LoadOptions, ModelOptions
 from headrace.errors import ConfigError
+from headrace.files import write_whole
 from headrace.models import hub, packaged
 from headrace.models.gguf.reader import GgufFile, choose_file, parts
 from headrace.models.stored import choose_weights
@@ -246,10 +245,7 @@ def _completed(config: "PretrainedConfig", cached: Path) -> "PretrainedConfig":
     text = json.dumps(config.to_dict() | aliases)
     with contextlib.suppress(OSError):  # then the next start is slow, too
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cached.parent) as scratch:  # others see the file whole or not at all
-            part = Path(scratch) / cached.name
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, cached)
+        write_whole(cached, text)
     return PretrainedConfig.from_dict(json.loads(text))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from headrace.config import ProfilerSettings
 from headrace.errors import ConfigError
+from headrace.files import check_directory
 from headrace.types import Plan
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Profiler:
                 '--profiler-config {"profiler":"cuda"} needs a GPU; {"profiler":"torch"} records a CPU too.'
             )
         if settings.profiler == "torch":
-            check_writable(self._directory)
+            check_directory(self._directory, "--profiler-config's torch_profiler_dir")
         self._seen: int | None = None  # steps since the start; None if stopped
         self._trace: profile | None = None
         self._files: list[str] = []  # of the last recording
@@ -137,14 +137,3 @@ class Profiler:
             table.write_text(trace.key_averages().table(sort_by=sort_by))
             self._files.append(str(table))
         logger.info("Wrote the profile to %s", path)
-
-
-def check_writable(directory: Path) -> None:
-    """Make ``directory``; ConfigError if nothing can be written there."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(directory, os.W_OK) else "Permission denied"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise ConfigError(f"--profiler-config's torch_profiler_dir {directory} can't be written to: {reason}.")

@@ -398,11 +398,11 @@ def test_a_full_disk_costs_no_result(
     elsewhere.mkdir()
     write_text = Path.write_text
 
-    def failing(path: Path, text: str) -> int:
+    def failing(path: Path, text: str, encoding: str) -> int:
         if full in path.parents:
             write_text(path, text[:10])
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write_text(path, text)
+        return write_text(path, text, encoding)
 
     monkeypatch.setattr(Path, "write_text", failing)
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(elsewhere))

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.bench.files import check_directory, write_json, writing
+from headrace.bench.files import write_json, writing
 from headrace.bench.numbers import from_zero, positive
 from headrace.cli.main import SIGINT_EXIT
 from headrace.cli.parser import ENGINE_GROUPS, FlagParser, add_options
 from headrace.errors import HeadraceError
+from headrace.files import check_directory
 
 if TYPE_CHECKING:
     from headrace.frontend.llm import LLM

@@ -21,6 +21,7 @@ from headrace.cli.bench.serve_flags import add_arguments
 from headrace.cli.main import SIGINT_EXIT
 from headrace.config.options import LoadOptions, ModelOptions
 from headrace.errors import HeadraceError
+from headrace.files import check_directory
 
 if TYPE_CHECKING:
     from headrace.bench.roofline import Speed
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     saves = any(getattr(arguments, name) for name in serve_flags.SAVING)
     directory = Path(arguments.result_dir or ".")
     if saves:
-        files.check_directory((directory / (arguments.result_filename or "by default")).parent, "--result-dir")
+        check_directory((directory / (arguments.result_filename or "by default")).parent, "--result-dir")
     base, headers = serve_flags.base_url(arguments), serve_flags.headers_of(arguments)
     route = arguments.endpoint or serve_flags.api_of(arguments).endpoint
     url = f"{base}/{route.lstrip('/')}"
