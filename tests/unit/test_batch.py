@@ -21,10 +21,11 @@ from headrace.cli.main import main
 from headrace.cli.run_batch import name_of
 from headrace.errors import ConfigError, HeadraceError
 from headrace.server.batch import runner, transfer
+from headrace.server.batch.batches import Batch, new_batch
 from headrace.server.batch.files import Files
 from headrace.server.batch.job import Job
 from headrace.server.batch.lines import Answer, Line
-from headrace.server.batch.runner import answer_lines
+from headrace.server.batch.runner import Caller, answer_lines
 
 from .app import client_of, make
 
@@ -431,6 +432,19 @@ async def test_a_batch_whose_output_is_deleted_fails_and_leaves_no_file() -> Non
         assert (batch.status, "was deleted" in batch.errors.data[0].message) == ("failed", True)
         folder = app.state.batches.files.find(file.id, "").path.parent
         assert [path.name for path in folder.iterdir()] == [file.id]
+
+
+async def test_a_batch_whose_input_is_deleted_before_it_is_read_fails(caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make()
+    batches = app.state.batches
+    file = batches.files.new("", "lines.jsonl", "batch")
+    batch = Batch("", new_batch(CHAT_URL, "m", file.about.id, None), file, Caller())
+    batches.begin(batch)
+    batches.files.remove(file)
+    assert batch.task is not None
+    await batch.task
+    assert batch.about.errors is not None and "was deleted before it was read" in batch.about.errors.data[0].message
+    assert (batch.about.status, caplog.text) == ("failed", "")
 
 
 @pytest.mark.parametrize(

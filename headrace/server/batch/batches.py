@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import msgspec
 from fastapi import FastAPI
@@ -156,11 +157,6 @@ class Batches:
 
     async def _answer(self, batch: Batch) -> None:
         about, counts = batch.about, batch.about.request_counts
-        counts.total = len(await asyncio.to_thread(line_keys, batch.source.path, about.model, self._limit))
-        if not counts.total:
-            raise RequestError("The file holds no requests.")
-        about.becomes("in_progress")
-
         written: dict[str, StoredFile] = {}
 
         def take(line: Line, answer: Answer) -> None:
@@ -172,14 +168,19 @@ class Batches:
             counts.completed += not answer.failed
             counts.failed += answer.failed
 
-        lines = self._lines(batch.source, about.endpoint)
-        await answer_lines(self._app, about.model, lines, self._width, take, room=self._room, caller=batch.caller)
+        with self.files.open(batch.source) as file:
+            counts.total = len(await asyncio.to_thread(line_keys, file, about.model, self._limit))
+            if not counts.total:
+                raise RequestError("The file holds no requests.")
+            about.becomes("in_progress")
+            file.seek(0)
+            lines = self._lines(file, about.endpoint)
+            await answer_lines(self._app, about.model, lines, self._width, take, room=self._room, caller=batch.caller)
         about.becomes("finalizing")
 
-    def _lines(self, source: StoredFile, endpoint: str) -> Iterator[Line]:
-        with source.path.open("rb") as file:
-            for index, (number, raw) in enumerate(raw_lines(file, self._limit)):
-                yield parsed(index, number, raw, frozenset({endpoint}), self._limit)
+    def _lines(self, file: BinaryIO, endpoint: str) -> Iterator[Line]:
+        for index, (number, raw) in enumerate(raw_lines(file, self._limit)):
+            yield parsed(index, number, raw, frozenset({endpoint}), self._limit)
 
 
 def new_batch(endpoint: str, model: str, file_id: str, metadata: dict[str, str] | None) -> BatchObject:

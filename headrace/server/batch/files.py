@@ -10,6 +10,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -70,6 +71,12 @@ class Files:
         file.about.bytes += len(data)
         with file.path.open("ab") as stream:
             stream.write(data)
+
+    def open(self, file: StoredFile) -> BinaryIO:
+        """The file, to be read even if it is deleted meanwhile. Raises RequestError (404) if it has been."""
+        if file.about.id not in self._files:
+            raise RequestError(f"The file {file.about.id} was deleted before it was read.", "file_id", 404)
+        return file.path.open("rb")
 
     def find(self, file_id: str, owner: str, param: str = "file_id") -> StoredFile:
         """Raises RequestError (404), blaming ``param``, if there is no such file, or it is another's."""

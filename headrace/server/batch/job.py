@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import msgspec
 import numpy as np
@@ -51,7 +51,8 @@ class Job:
         self._source, self._output, self._partial = source, output, output.with_name(output.name + ".partial")
         self.model, self._limit, self._resume = model, limit, resume
         try:
-            self._keys = line_keys(source, model, limit)
+            with source.open("rb") as file:
+                self._keys = line_keys(file, model, limit)
         except OSError as error:
             raise ConfigError(f"--input-file {source} can't be read: {error.strerror}.") from None
         except RepeatedIdError as error:
@@ -128,15 +129,14 @@ class Job:
             ) from None
 
 
-def line_keys(source: Path, model: str, limit: int) -> npt.NDArray[np.uint64]:
+def line_keys(file: BinaryIO, model: str, limit: int) -> npt.NDArray[np.uint64]:
     """A number for each line, by which its answer is known. Raises RepeatedIdError."""
     keys, names, numbers = array("Q"), array("q"), array("q")
-    with source.open("rb") as file:
-        for number, raw in raw_lines(file, limit):
-            keys.append(key_of(answer_id(raw, model)))
-            if (custom_id := custom_id_of(raw)) is not None:
-                names.append(hash(custom_id))
-                numbers.append(number)
+    for number, raw in raw_lines(file, limit):
+        keys.append(key_of(answer_id(raw, model)))
+        if (custom_id := custom_id_of(raw)) is not None:
+            names.append(hash(custom_id))
+            numbers.append(number)
     order = np.argsort(np.array(names), kind="stable")
     again = np.flatnonzero(np.diff(np.array(names)[order]) == 0)
     if len(again):
