@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from headrace.cli.parser import ENGINE_GROUPS, describe, normalize
+from headrace.cli.parser import ENGINE_GROUPS, add_option, normalize
 from headrace.config import OPTIONS, Config, Option
 from headrace.errors import ConfigError
 
@@ -40,18 +40,10 @@ class _EngineArgs:
         """Give ``parser`` a flag for each option; what it parses has the options' names."""
         section = parser.add_argument_group("engine")
         for option in ENGINE_OPTIONS:
-            settings: dict[str, Any] = {
-                "dest": option.name,
-                "default": copy.copy(option.default),
-                "help": describe(option).replace("%", "%%"),
-            }
-            if option.kind is bool:
-                settings["action"] = argparse.BooleanOptionalAction
-            elif option.kind is list:
-                settings["nargs"] = "+"
-            else:
+            settings: dict[str, Any] = {} if option.kind is bool else {"action": "store"}
+            if option.kind not in (bool, list):
                 settings["type"] = _reader(option)
-            section.add_argument(*dict.fromkeys((option.flag, *option.facts.aliases)), **settings)
+            add_option(section, option, dest=option.name, default=copy.copy(option.default), **settings)
         return parser
 
     @classmethod

@@ -153,25 +153,29 @@ def add_options(parser: FlagParser, groups: Iterable[str] = tuple(GROUPS)) -> No
                 add_option(section, option)
 
 
-def add_option(section: Any, option: Option) -> None:
+def add_option(section: Any, option: Option, **settings: Any) -> None:
+    """Give ``section`` the flags of an option that nothing else has; ``settings`` are argparse's, over those here."""
     facts = option.facts
-    flags = [flag for flag in (option.flag, *facts.aliases) if flag not in section._option_string_actions]
-    settings: dict[str, Any] = {
+    flags = [
+        flag for flag in dict.fromkeys((option.flag, *facts.aliases)) if flag not in section._option_string_actions
+    ]
+    if not flags:
+        return
+    usual: dict[str, Any] = {
         "dest": PREFIX + option.name,
         "default": argparse.SUPPRESS,
         "help": describe(option).replace("%", "%%"),
     }
     if option.kind is bool:
-        section.add_argument(*flags, action=argparse.BooleanOptionalAction, **settings)
-        return
-    words = {int: "N", float: "X", dict: "JSON", str: "TEXT", list: "ITEM"}
-    settings["metavar"] = facts.metavar or ("|".join(facts.choices) if facts.choices else words[option.kind])
-    if option.kind is list:
-        section.add_argument(*flags, nargs="+", action="extend", **settings)
-    elif option.kind is dict:
-        section.add_argument(*flags, action="append", **settings)
+        usual["action"] = argparse.BooleanOptionalAction
     else:
-        section.add_argument(*flags, **settings)
+        words = {int: "N", float: "X", dict: "JSON", str: "TEXT", list: "ITEM"}
+        usual["metavar"] = facts.metavar or ("|".join(facts.choices) if facts.choices else words[option.kind])
+    if option.kind is list:
+        usual |= {"nargs": "+", "action": "extend"}
+    elif option.kind is dict:
+        usual["action"] = "append"
+    section.add_argument(*flags, **usual | settings)
 
 
 def describe(option: Option) -> str:
