@@ -91,10 +91,11 @@ class StreamOptions(Body):
 
 
 class ModelField(Body):
-    """A body that may name the model."""
+    """A body that may name the model. ``chat_template_kwargs`` are for conversations, and without effect elsewhere."""
 
     model_config = ConfigDict(extra="allow")
     model: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -187,7 +188,6 @@ class ChatFields(ModelField):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None

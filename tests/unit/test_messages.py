@@ -299,6 +299,10 @@ def test_messages_become_those_of_a_chat() -> None:
             {"thinking": {"type": "disabled"}},
             {"include_reasoning": False, "chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
         ),
+        (
+            {"thinking": {"type": "disabled"}, "chat_template_kwargs": {"thinking": True, "a": 1}},
+            {"chat_template_kwargs": {"enable_thinking": False, "thinking": True, "a": 1}},
+        ),
         ({"output_config": {"effort": "max"}}, {"reasoning_effort": "high"}),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},

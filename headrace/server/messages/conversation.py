@@ -31,6 +31,7 @@ def chat_request(body: schema.CountTokensRequest) -> ChatRequest:
         add_generation_prompt=not continued,
         continue_final_message=continued,
         tools=None if body.tools is None else list(map(chat_tool, body.tools)),
+        chat_template_kwargs=body.chat_template_kwargs,
     )
     if body.tool_choice is not None:
         choose(chat, body.tool_choice)
@@ -131,6 +132,6 @@ def choose(chat: ChatRequest, choice: schema.MessagesToolChoice) -> None:
 def think(chat: ChatRequest, thinking: schema.ThinkingConfig) -> None:
     """Chat templates name the switch ``enable_thinking`` (Qwen, GLM) or ``thinking`` (DeepSeek, Granite)."""
     wanted = thinking.type != "disabled"
-    chat.chat_template_kwargs = {"enable_thinking": wanted, "thinking": wanted}
+    chat.chat_template_kwargs = {"enable_thinking": wanted, "thinking": wanted} | (chat.chat_template_kwargs or {})
     chat.include_reasoning = wanted and thinking.display != "omitted"
     chat.thinking_token_budget = thinking.budget_tokens

@@ -67,7 +67,6 @@ class ResponsesRequest(SamplingFields):
     text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     max_output_tokens: Count | None = None
     max_tool_calls: Annotated[int, Field(ge=0)] | None = None  # of hosted tools' calls, of which there are none
     top_logprobs: Count | None = None
