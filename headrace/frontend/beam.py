@@ -112,7 +112,8 @@ class BeamTrack(BestTrack):
     """A beam search: its ``sequences`` are the beams, those it has found wait apart for its end.
 
     Each step ranks all tokens that may follow all beams. Of the best ``width`` those that end are found; the best
-    ``width`` of those that don't are the next beams. The rules are those of transformers' ``generate``.
+    ``width`` of those that don't are the next beams. The rules are those of transformers' ``generate``. The engine
+    samples one token a beam and step, whichever follow it; counted, like ``usage``, is what was found.
     """
 
     def __init__(

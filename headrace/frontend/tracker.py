@@ -250,7 +250,9 @@ class Tracker:
         self.observers = observers
         self.tracks: dict[str, Track] = {}  # by request id
         self._sequences: dict[str, tuple[Track, int]] = {}  # by engine id
-        self._num_late = 0  # tokens that came after their sequence's end: an abort or a stop string
+        # Tokens that are in nobody's answer: of a sequence that an abort or a stop string has ended, or of a beam
+        # search on its way. Less than none: what answers have beyond the tokens that were sampled for them.
+        self._num_unanswered = 0
 
     def add(self, track: Track) -> None:
         self.tracks[track.request_id] = track
@@ -262,8 +264,8 @@ class Tracker:
 
     def take_stats(self, stats: Stats) -> None:
         """Tell the observers, without the tokens that are in nobody's answer."""
-        stats.generation_tokens -= self._num_late
-        self._num_late = 0
+        answered = stats.generation_tokens - self._num_unanswered
+        stats.generation_tokens, self._num_unanswered = max(answered, 0), max(-answered, 0)
         for observer in self.observers:
             observer.on_stats(stats)
 
@@ -272,7 +274,7 @@ class Tracker:
         changed, stopped, following = {}, [], []
         for delta in deltas:
             if (found := self._sequences.get(delta.request_id)) is None:
-                self._num_late += len(delta.token_ids)
+                self._num_unanswered += len(delta.token_ids)
                 continue
             track, index = found
             changed[track.request_id] = track
@@ -305,5 +307,7 @@ class Tracker:
     def _end(self, track: Track) -> None:
         del self.tracks[track.request_id]
         report = track.report()
+        self._num_unanswered += track.metrics.num_generation_tokens - report.generation_tokens
+        track.metrics.num_generation_tokens = report.generation_tokens
         for observer in self.observers:
             observer.on_finished(report)
