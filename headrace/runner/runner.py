@@ -39,7 +39,7 @@ from headrace.runner.logits_processors import load_processors
 from headrace.runner.pooler import Pooler, make_pooler
 from headrace.runner.rows import Rows
 from headrace.runner.sampler import Sampler, TopLogprobs, top_logprobs
-from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, PositionLogprobs, Progress, Sampled
+from headrace.types import KVCacheLayout, KVGroup, LedgerEntry, Plan, Progress, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +190,13 @@ class Runner:
         tokens: torch.Tensor | None,
         logprobs: TopLogprobs | None,
         rows: list[int],
-        prompts: dict[int, list[tuple[TopLogprobs, int]]],
+        prompts: dict[int, list[TopLogprobs]],
     ) -> Callable[[], Sampled]:
         """Start the copies to the host; the returned call awaits them."""
         ids = None if tokens is None else tokens.to("cpu", non_blocking=True)
         logprobs = None if logprobs is None else logprobs.to_host()
-        prompts = {row: [(part.to_host(), count) for part, count in parts] for row, parts in prompts.items()}
-        wanted = [(i, self.rows.fact(rows[i]).params.logprobs or 0) for i in self.rows.wishing("logprobs", rows)]
+        prompts = {row: [part.to_host() for part in parts] for row, parts in prompts.items()}
+        wanted = self.rows.wishing("logprobs", rows)
         await_copies = devices.mark(self.device)
 
         def wait() -> Sampled:
@@ -206,17 +206,17 @@ class Runner:
                 self._processors.record(sampled.token_ids)
             if logprobs is not None:
                 sampled.logprobs = [None] * len(sampled.token_ids)
-                for (i, _), entry in zip(wanted, logprobs.positions([count for _, count in wanted]), strict=True):
+                for i, entry in zip(wanted, logprobs.positions(), strict=True):
                     sampled.logprobs[i] = entry
             for row, parts in prompts.items():
-                sampled.prompt_logprobs[row] = _positions(parts)
+                sampled.prompt_logprobs[row] = [entry for part in parts for entry in part.positions()]
             return sampled
 
         return wait
 
-    def _prompt_logprobs(self, plan: Plan, hidden: torch.Tensor) -> dict[int, list[tuple[TopLogprobs, int]]]:
+    def _prompt_logprobs(self, plan: Plan, hidden: torch.Tensor) -> dict[int, list[TopLogprobs]]:
         """For each row that asks: its chunk's logprobs of the prompt tokens that follow each position."""
-        found: dict[int, list[tuple[TopLogprobs, int]]] = {}
+        found: dict[int, list[TopLogprobs]] = {}
         for i in self.rows.wishing("prompt_logprobs", plan.rows):
             row, start, count, first = plan.rows[i], plan.starts[i], plan.counts[i], sum(plan.counts[:i])
             fact = self.rows.fact(row)
@@ -227,7 +227,8 @@ class Runner:
                 end = min(begin + PROMPT_LOGITS_AT_ONCE, last)
                 logits = self.model.logits(hidden[first + begin - start : first + end - start]).float()
                 following = self.rows.tokens[row, begin + 1 : end + 1].long()
-                parts.append((top_logprobs(self.sampler.normalize(logits), following, [wanted]), wanted))
+                counts = [wanted] * (end - begin)
+                parts.append(top_logprobs(self.sampler.normalize(logits), following, counts))
             if parts:
                 found[row] = parts
         return found
@@ -357,7 +358,3 @@ def build_decoder(config: Config, spec: Spec, facts: Facts, device: torch.device
         lambda attention: select_backend(name, attention, device, facts.dtype, facts.block_size),
         method_for(spec, facts.dtype, device),
     )
-
-
-def _positions(parts: list[tuple[TopLogprobs, int]]) -> list[PositionLogprobs]:
-    return [entry for part, count in parts for entry in part.positions([count] * len(part.chosen))]

@@ -25,8 +25,12 @@ ALL = -1  # logprobs of the whole vocabulary
 
 @dataclass(frozen=True)
 class TopLogprobs:
-    """Device tensors for P positions: the chosen token, its value and rank [P], and the top ids and values [P, K]."""
+    """Device tensors for P positions: the chosen token, its value and rank [P], and the top ids and values [P, K].
 
+    ``counts``: how many of the K each position wants.
+    """
+
+    counts: list[int]
     chosen: torch.Tensor
     value: torch.Tensor
     rank: torch.Tensor
@@ -37,15 +41,15 @@ class TopLogprobs:
     def to_host(self) -> "TopLogprobs":
         """The same on the host; where they come from a GPU the copies may still be under way."""
         parts = (self.chosen, self.value, self.rank, self.top_ids, self.top_values)
-        found = TopLogprobs(*(part.to("cpu", non_blocking=True) for part in parts))
+        found = TopLogprobs(self.counts, *(part.to("cpu", non_blocking=True) for part in parts))
         found.named.update({i: (ids, values.to("cpu", non_blocking=True)) for i, (ids, values) in self.named.items()})
         return found
 
-    def positions(self, counts: list[int]) -> list[PositionLogprobs]:
-        """One entry a position, with its ``counts[i]`` top tokens; the tensors must be on the host by now."""
+    def positions(self) -> list[PositionLogprobs]:
+        """One entry a position; the tensors must be on the host by now."""
         found: list[PositionLogprobs] = []
         lists = (part.tolist() for part in (self.chosen, self.value, self.rank, self.top_ids, self.top_values))
-        for count, token, value, rank, ids, values in zip(counts, *lists, strict=True):
+        for count, token, value, rank, ids, values in zip(self.counts, *lists, strict=True):
             entry = {token: Logprob(value, rank)}
             width = len(ids) if count == ALL else count
             for place, (other, other_value) in enumerate(zip(ids[:width], values[:width], strict=True), 1):
@@ -58,12 +62,12 @@ class TopLogprobs:
 
 
 def top_logprobs(scores: torch.Tensor, chosen: torch.Tensor, counts: list[int]) -> TopLogprobs:
-    """Of ``scores`` float32 [P, V] (log-probabilities or logits): ``chosen`` int64 [P] and the best max(counts)."""
+    """Of ``scores`` float32 [P, V] (log-probabilities or logits): ``chosen`` int64 [P] and its best ``counts``."""
     width = scores.shape[-1] if ALL in counts else max(counts)
     value = scores.gather(1, chosen[:, None])
     top = scores.topk(width, dim=-1)
     rank = (scores > value).sum(dim=-1) + 1
-    return TopLogprobs(chosen, value[:, 0], rank, top.indices, top.values)
+    return TopLogprobs(counts, chosen, value[:, 0], rank, top.indices, top.values)
 
 
 class Sampler:
