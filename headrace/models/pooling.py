@@ -5,7 +5,7 @@ https://sbert.net/docs/sentence_transformer/usage/custom_models.html). Knows no 
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -63,32 +63,13 @@ def pooling_of(config: Config, files: ModelFiles, hf_config: "PretrainedConfig")
         if config.model.pooler_config:
             raise ConfigError("--pooler-config is for a model that pools: add --task embed, or leave it out.")
         return None
-    settings = _settings(config.model.pooler_config or {})
-    activate = settings.get("activate")
-    if task == "embed":
-        kind, normalized, dense = _embedding(path, modules, architecture)
-        limits = _told(path / "sentence_bert_config.json", Limits) if modules else Limits()
-        advice = _told(path / "config_sentence_transformers.json", Advice) if modules else Advice()
-        return Pooling(
-            "embed",
-            settings.get("kind", kind),
-            normalized if activate is None else activate,
-            settings.get("main"),
-            dense,
-            limits.max_seq_length or None,
-            sizes=tuple(getattr(hf_config, "matryoshka_dimensions", None) or ()),
-            prompts=advice.prompts or {},
-        )
-    default: Kind = "cls" if architecture.kind == "encoder" else "last"
-    kind = settings.get("kind", default)
-    if architecture.holds == "head":
-        answers = _answers(hf_config)
-        return Pooling("classify", kind, activate is not False, settings.get("main"), labels=("yes",), answers=answers)
-    labels = labels_of(hf_config)
-    multi_label = len(labels) == 1 or getattr(hf_config, "problem_type", None) == "multi_label_classification"
-    if activate is None:
-        activate = "Identity" not in _activation_name(hf_config)
-    return Pooling("classify", kind, activate, settings.get("main"), labels=labels, multi_label=multi_label)
+    usual: Kind = "cls" if architecture.kind == "encoder" else "last"
+    if task == "classify":
+        pooling = _classifier(hf_config, usual, architecture.holds == "head")
+    else:
+        sizes = tuple(getattr(hf_config, "matryoshka_dimensions", None) or ())
+        pooling = _sentences(path, modules, sizes) if modules else Pooling("embed", usual, True, sizes=sizes)
+    return replace(pooling, **_settings(config.model.pooler_config or {}))
 
 
 def _task(config: Config, architecture: Architecture, hf_config: "PretrainedConfig", sentences: bool) -> str:
@@ -128,7 +109,7 @@ def _asked(config: Config) -> str | None:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """``kind``, ``activate`` and ``main`` out of --pooler-config, by vLLM's names for them."""
+    """The fields of ``Pooling`` that --pooler-config sets, by vLLM's names for them."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name in ("pooling_type", "seq_pooling_type") and str(value).lower() in KINDS:
@@ -143,6 +124,16 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
                 f"({', '.join(POOLING_TASKS)}), not {name} {value!r}."
             )
     return found
+
+
+def _classifier(hf_config: "PretrainedConfig", kind: Kind, judges: bool) -> Pooling:
+    """``judges``: it scores by which of two tokens comes next."""
+    if judges:
+        return Pooling("classify", kind, True, labels=("yes",), answers=_answers(hf_config))
+    labels = labels_of(hf_config)
+    multi_label = len(labels) == 1 or getattr(hf_config, "problem_type", None) == "multi_label_classification"
+    activate = "Identity" not in _activation_name(hf_config)
+    return Pooling("classify", kind, activate, labels=labels, multi_label=multi_label)
 
 
 def labels_of(hf_config: "PretrainedConfig") -> tuple[str, ...]:
@@ -191,10 +182,8 @@ def _told(file: Path, kind: type[T]) -> T:
     return read_json(file, kind) if file.is_file() else kind()
 
 
-def _embedding(path: Path, modules: list[Module], architecture: Architecture) -> tuple[Kind, bool, tuple[Path, ...]]:
-    """(kind of pooling, whether it is normalised, Dense modules): without such files, as most models of a kind."""
-    if not modules:
-        return "cls" if architecture.kind == "encoder" else "last", True, ()
+def _sentences(path: Path, modules: list[Module], sizes: tuple[int, ...]) -> Pooling:
+    """How the checkpoint in ``path`` embeds."""
     kind: Kind = "mean"
     normalized, dense = False, []
     for module in modules[1:]:
@@ -207,7 +196,9 @@ def _embedding(path: Path, modules: list[Module], architecture: Architecture) ->
             normalized = True
         else:
             raise ConfigError(f"modules.json names a {name} module; only Pooling, Dense and Normalize are supported.")
-    return kind, normalized, tuple(dense)
+    longest = _told(path / "sentence_bert_config.json", Limits).max_seq_length or None
+    prompts = _told(path / "config_sentence_transformers.json", Advice).prompts or {}
+    return Pooling("embed", kind, normalized, None, tuple(dense), longest, sizes=sizes, prompts=prompts)
 
 
 def _pooling_kind(place: Path) -> Kind:
