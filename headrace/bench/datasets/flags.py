@@ -9,18 +9,8 @@ from typing import Any
 from headrace.bench.numbers import above_zero, natural, positive, reader
 from headrace.errors import ConfigError
 
-PREFIXES = {  # of the flags of every dataset
-    "random": "random",
-    "random-embeddings": "random",
-    "random-rerank": "random",
-    "prefix_repetition": "prefix_repetition",
-    "sharegpt": "sharegpt",
-    "sonnet": "sonnet",
-    "custom": "custom",
-    "multi-turn": "multi_turn",
-    "timed_trace": "timed_trace",
-    "burstgpt": "burstgpt",
-}
+WITHOUT_FILE = ("random", "random-embeddings", "random-rerank", "prefix_repetition")
+NAMES = (*WITHOUT_FILE, "sharegpt", "sonnet", "custom", "multi-turn", "timed_trace", "burstgpt")
 ELSEWHERE = {  # datasets of vLLM's, and what they need that these benchmarks have not
     "hf": "a dataset of a hub",
     "spec_bench": "a dataset of a hub",
@@ -30,7 +20,6 @@ ELSEWHERE = {  # datasets of vLLM's, and what they need that these benchmarks ha
     "custom_mm": "images",
     "custom_audio": "audio",
 }
-WITHOUT_FILE = ("random", "random-embeddings", "random-rerank", "prefix_repetition")
 LENGTHS = ("input_len", "output_len", "prefix_len")
 
 
@@ -39,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     general = parser.add_argument_group("dataset")
     if "--seed" not in parser._option_string_actions:
         general.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of all that is drawn.")
-    names = ", ".join(PREFIXES)
+    names = ", ".join(NAMES)
     general.add_argument("--dataset-name", type=known, metavar="NAME", help=f"{names}. [random; sharegpt with a file]")
     general.add_argument("--dataset-path", type=existing, metavar="FILE", help="The dataset's file.")
     general.add_argument("--num-prompts", type=positive, default=1000, metavar="N", help="Requests.")
@@ -82,10 +71,11 @@ def settled(arguments: argparse.Namespace) -> argparse.Namespace:
     values["dataset_name"] = name = arguments.dataset_name or ("sharegpt" if arguments.dataset_path else "random")
     if arguments.dataset_path and name in WITHOUT_FILE:
         raise ConfigError(f"--dataset-name {name} reads no file: leave out --dataset-path, or name another dataset.")
+    prefix = "random" if name.startswith("random") else name.replace("-", "_")  # of its own flags
     for length in LENGTHS:
         if values[length] is None:
             continue
-        own = f"{PREFIXES[name]}_{length}"
+        own = f"{prefix}_{length}"
         if own not in values:
             raise ConfigError(
                 f"--{length.replace('_', '-')} does not suit --dataset-name {name}, which draws no such length."
@@ -96,11 +86,11 @@ def settled(arguments: argparse.Namespace) -> argparse.Namespace:
 
 def known(text: str) -> str:
     """The dataset of that name, with dashes or underscores."""
-    name = {spelling.replace("_", "-"): spelling for spelling in PREFIXES | ELSEWHERE}.get(text.replace("_", "-"), text)
+    name = {spelling.replace("_", "-"): spelling for spelling in (*NAMES, *ELSEWHERE)}.get(text.replace("_", "-"), text)
     if name in ELSEWHERE:
         raise argparse.ArgumentTypeError(f"{name} needs {ELSEWHERE[name]}, which these benchmarks don't take")
-    if name not in PREFIXES:
-        raise argparse.ArgumentTypeError(f"there is no dataset {name!r}; there are {', '.join(PREFIXES)}")
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(f"there is no dataset {name!r}; there are {', '.join(NAMES)}")
     return name
 
 
