@@ -74,11 +74,9 @@ class Ceilings:
 
     def used(self, cost: StepCost, work: Work, seconds: float) -> Utilization:
         """How much of what the device could have done in ``seconds`` the work done then needed at least."""
-        context = work.context
-        tokens = sum(work.prompts) + work.output_tokens
-        num_bytes = work.steps * weights_read(cost, tokens / work.steps) + work.output_tokens * cache_read(
-            cost, context
-        )
+        context, tokens = work.context, sum(work.prompts) + work.output_tokens
+        num_bytes = work.steps * weights_read(cost, tokens / work.steps)
+        num_bytes += work.output_tokens * cache_read(cost, context)
         unseen = sum(max(context - window, 0) * flops for window, _, flops in cost.windowed)
         others = cost.head_flops + context * cost.attention_flops - unseen
         products = sum(self.prefill_step(cost, length).products for length in work.prompts)

@@ -212,12 +212,11 @@ def send(llm: LLM, samples: Sequence[Sample], sampling: SamplingParams, show: bo
 
 def turns(samples: Sequence[Sample]) -> list[list[Sample]]:
     """The first samples of all conversations, the second ones, and so on; of those without one there is one turn."""
-    taken: Counter[int] = Counter()
+    taken: Counter[int | None] = Counter()
     found: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        found[taken[sample.conversation] if sample.conversation is not None else 0].append(sample)
-        if sample.conversation is not None:
-            taken[sample.conversation] += 1
+        found[0 if sample.conversation is None else taken[sample.conversation]].append(sample)
+        taken[sample.conversation] += 1
     return list(found.values())
 
 

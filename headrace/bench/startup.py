@@ -32,15 +32,18 @@ def startup(options: dict[str, Any], cold: int, warmup: int, warm: int) -> dict[
     source.resolve(config.model, config.load)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as shared:
-        for phase, count, skipped in (("cold", cold, 0), ("warm", warm, warmup)):
 
-            def one(_: int, cold: bool = phase == "cold") -> tuple[float, dict[str, float]]:
-                with tempfile.TemporaryDirectory() as own:
-                    return one_start(options, Path(own if cold else shared))
+        def cold_start(_: int) -> tuple[float, dict[str, float]]:
+            with tempfile.TemporaryDirectory() as own:
+                return one_start(options, Path(own))
 
+        def warm_start(_: int) -> tuple[float, dict[str, float]]:
+            return one_start(options, Path(shared))
+
+        for phase, start, count, skipped in (("cold", cold_start, cold, 0), ("warm", warm_start, warm, warmup)):
             for number in range(skipped if count else 0):
-                one(number)
-            starts, interrupted = repeated(one, count)
+                start(number)
+            starts, interrupted = repeated(start, count)
             if starts:
                 result |= figures(phase, *zip(*starts, strict=True))
             if interrupted:
