@@ -1,10 +1,9 @@
 """From a checkpoint's weight names to the decoder's: rules, and the map of what is loaded. Knows no files.
 
-The decoder's names: ``embedding``, ``positions``, ``layers.N.{attention_norm, attention.{q,k,v,o,q_norm,k_norm},
-attention_out_norm, mlp_norm, mlp.{gate,up,down}, mlp_out_norm}``, ``norm``, ``head``, ``token_types``,
-``classifier.{dense,out}``; an MoE's ``mlp`` holds
-``router``, ``experts.N.{gate,up,down}``, ``shared.{gate,up,down}`` and ``shared_gate``. Fused projections go by
-``attention.qkv`` and ``mlp.gate_up`` as well.
+The decoder's names: ``embedding``, ``positions``, ``token_types``, ``layers.N.{attention_norm,
+attention.{q,k,v,o,q_norm,k_norm}, attention_out_norm, mlp_norm, mlp.{gate,up,down}, mlp_out_norm}``, ``norm``,
+``head``, ``classifier.{dense,out}``; an MoE's ``mlp`` holds ``router``, ``experts.N.{gate,up,down}``,
+``shared.{gate,up,down}`` and ``shared_gate``. Fused projections go by ``attention.qkv`` and ``mlp.gate_up`` as well.
 """
 
 import re
