@@ -1,5 +1,6 @@
 """A command to run, as a list of words: split, checked, shown without its secrets, and asked for its flags."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -9,6 +10,7 @@ from itertools import zip_longest
 from headrace.errors import ConfigError
 
 HEADRACE = [sys.executable, "-m", "headrace"]
+SOME_FLAG = re.compile("--|-[A-Za-z]")
 SECRETS = ("--api-key", "--hf-token", "--header")  # flags whose values are nobody else's business
 
 
@@ -59,16 +61,18 @@ def has_flag(words: Sequence[str], key: str) -> bool:
     return any(spelled(word) in (f"--{dashed(key)}", f"--no-{dashed(key)}") for word in words)
 
 
-def without_flag(words: Sequence[str], flag: str, *, has_value: bool) -> list[str]:
+def without_flag(words: Sequence[str], flag: str, *, num_values: float) -> list[str]:
+    """A command without ``flag``, its opposite, and up to so many words behind it: infinity is a list's."""
     rest: list[str] = []
-    skipping = False
+    skipped = 0.0  # of the words to come
     for word in words:
         if spelled(word) in (flag, flag.replace("--", "--no-", 1)):
-            skipping = has_value and "=" not in word
-            continue
-        if not skipping or word.startswith("--"):
+            skipped = 0 if "=" in word else num_values
+        elif skipped and not SOME_FLAG.match(word):
+            skipped -= 1
+        else:
             rest.append(word)
-        skipping = False
+            skipped = 0
     return rest
 
 

@@ -4,6 +4,7 @@ Knows neither servers nor results.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +83,11 @@ def read_parameters(path: str | None, flag: str) -> list[Parameters]:
         flags = {key: value for key, value in fields.items() if not key.startswith("_")}
         values = "-".join(f"{key}={value}" for key, value in flags.items())
         sets.append(Parameters(str(fields.get(NAME, values)), flags))
-    names = [one.name for one in sets]
+    names = [file_name(one.name) for one in sets]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"{flag} {path} has two sets called {twice!r}: every {NAME} must be another.")
+        raise ConfigError(
+            f"{flag} {path} has two sets whose folders are called {twice!r}: every {NAME} must be another."
+        )
     return sets
 
 
@@ -111,7 +114,8 @@ def with_flags(words: Sequence[str], flags: Flags) -> list[str]:
     command = list(words)
     for key, value in flags.items():
         flag = f"--{dashed(key)}"
-        command = without_flag(command, flag, has_value=not isinstance(value, bool))
+        num_values = 0 if isinstance(value, bool) else math.inf if isinstance(value, list) else 1
+        command = without_flag(command, flag, num_values=num_values)
         if isinstance(value, bool) and "." in flag:
             command.append(f"{flag}={str(value).lower()}")
         elif isinstance(value, bool):

@@ -15,11 +15,11 @@ import pytest
 
 from headrace.bench import server as server_module
 from headrace.bench.capacity import Trial, judge, largest_rate, parse_slo, saturation
-from headrace.bench.parameters import with_flags
+from headrace.bench.parameters import read_parameters, with_flags
 from headrace.bench.server import run_command, serving, url_of
 from headrace.cli.main import main
 from headrace.command import as_typed
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 from tests.processes import wait_gone
 
 from .scripted_server import Call, ScriptedServer
@@ -269,7 +269,18 @@ def test_flags_replace_those_of_the_command() -> None:
         *("headrace", "serve", "m", "--dtype=auto", "--max-num-seqs", "8", "--no-enforce-eager"),
         *("--compilation-config.mode", "3", "--a", '{"b": [1]}'),
     ]
+    words = ["headrace", "serve", "--cudagraph-capture-sizes", "1", "2", "-tp", "1", "--port", "8"]
+    sizes = ["--cudagraph-capture-sizes", "4"]
+    assert with_flags(words, {"cudagraph_capture_sizes": [4]}) == [*words[:2], *words[5:], *sizes]
+    assert with_flags([*words[:2], *sizes, "model"], {"port": 9}) == [*words[:2], *sizes, "model", "--port", "9"]
     assert url_of(["x", "--port=81", "--host", "0.0.0.0"]) == "http://127.0.0.1:81"
+
+
+def test_sets_of_parameters_never_share_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "sets.json"
+    path.write_text(json.dumps({"a b": {"seed": 1}, "a/b": {"seed": 2}}))
+    with pytest.raises(ConfigError, match="two sets whose folders are called 'a_b'"):
+        read_parameters(str(path), "--bench-params")
 
 
 def test_saturation_and_slo() -> None:
