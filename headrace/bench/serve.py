@@ -39,7 +39,8 @@ def arrivals(rates: np.ndarray, burstiness: float, seed: int) -> list[float]:
         return [0.0] * len(rates)
     even = np.isinf(burstiness)
     times = np.cumsum(means if even else np.random.default_rng(seed).gamma(burstiness, means / burstiness))
-    due: list[float] = (times * (means.sum() / times[-1])).tolist()
+    last = times[-1] or 1.0  # 0 where bursts are so large that all is one
+    due: list[float] = (times * (means.sum() / last)).tolist()
     return due
 
 

@@ -37,6 +37,7 @@ TARGET = Target("http://127.0.0.1:1", "openai", {}, timeout=10)
 
 def test_arrivals() -> None:
     assert arrivals(np.full(3, math.inf), 1.0, 0) == [0, 0, 0]
+    assert arrivals(np.full(3, 2.0), 1e-4, 0) == [0, 0, 0]
     assert arrivals(np.full(4, 8.0), math.inf, 0) == pytest.approx([0.125, 0.25, 0.375, 0.5])
     poisson, even = (np.diff(arrivals(np.full(4000, 10.0), burstiness, 0)) for burstiness in (1.0, 25.0))
     assert poisson.sum() == pytest.approx(400, rel=0.01)  # the rate is kept exactly, whatever was drawn
