@@ -54,8 +54,9 @@ class EngineProcess:
         try:
             boot = Boot(config.to_json(), files, _address(directory, "in"), _address(directory, "out"))
             assert process.stdin is not None  # it is a pipe
-            process.stdin.write(msgspec.json.encode(boot) + b"\n")
-            await process.stdin.drain()
+            with suppress(ConnectionError):  # it is dead, of which receive will tell
+                process.stdin.write(msgspec.json.encode(boot) + b"\n")
+                await process.stdin.drain()
             info = None
             while info is None:
                 for heard in await engine.receive():
@@ -110,9 +111,10 @@ class EngineProcess:
     async def stop(self) -> None:
         """End the process, gently if it listens, and clean up. May be called more than once."""
         if self.process.returncode is None and not self._push.closed:
-            await self.send(Shutdown())
             try:
-                await asyncio.wait_for(asyncio.shield(self._exit), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.send(Shutdown())  # which waits for one that never came as far as to connect
+                    await asyncio.shield(self._exit)
             except TimeoutError:
                 self.process.kill()
             await self._exit

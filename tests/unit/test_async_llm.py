@@ -10,6 +10,7 @@ import zmq
 import zmq.asyncio
 
 from headrace.config import Config
+from headrace.engine import client
 from headrace.engine.client import EngineProcess
 from headrace.errors import EngineDeadError, RequestError
 from headrace.frontend.async_llm import AsyncLLM
@@ -17,6 +18,7 @@ from headrace.frontend.door import Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.models import source
+from headrace.models.source import ModelFiles
 from headrace.types import (
     Fatal,
     FinishReason,
@@ -154,6 +156,16 @@ async def test_an_engine_process_hands_over_all_it_has_said_before_it_died(tmp_p
         with pytest.raises(EngineDeadError, match="no more"):
             await engine.receive()
         await engine.stop()
+
+
+@pytest.mark.parametrize("length", [1, 10**5])
+async def test_an_engine_process_that_dies_before_it_has_heard_all(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PROGRAM", ("-c", "raise SystemExit(3)"))
+    config = Config.from_kwargs(chat_template="x" * length)
+    with pytest.raises(EngineDeadError, match="The engine process exited with code 3"):
+        await EngineProcess.start(config, ModelFiles("m", "m", "hf"), lambda progress: None)
 
 
 def test_who_leaves_a_start_waits_for_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
