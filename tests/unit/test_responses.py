@@ -463,11 +463,15 @@ def test_the_store_is_bounded_in_bytes() -> None:
 
 
 class Gate:
-    """Holds the engine after its first token until it is opened."""
+    """Holds the engine after its first token, which is told of when the gate is ``reached``, until it is opened."""
 
     def __init__(self, engine: FakeEngine):
-        self.open = asyncio.Event()
-        engine.gate = self.open.wait
+        self.reached, self.open = asyncio.Event(), asyncio.Event()
+        engine.gate = self._wait
+
+    async def _wait(self) -> None:
+        self.reached.set()
+        await self.open.wait()
 
 
 async def until(client: openai.AsyncOpenAI, response_id: str, *statuses: str) -> Response:
@@ -549,11 +553,9 @@ async def test_background_streams_can_be_read_again_from_any_event() -> None:
 async def test_a_cancelled_stream_says_so(deleted: bool) -> None:
     app, engine = make()
     async with client_of(app) as client, asyncio.timeout(10):
-        Gate(engine)
+        gate = Gate(engine)
         streaming = asyncio.ensure_future(client.post(URL, json=ASK | {"background": True, "stream": True}))
-        while not engine.num_unfinished:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
+        await gate.reached.wait()
         (response_id,) = app.state.responses._records
         path = f"{URL}/{response_id}"
         await (client.delete(path) if deleted else client.post(f"{path}/cancel"))
