@@ -1,5 +1,6 @@
 """What the end-to-end tests share: one server of the default model, and a checkpoint that computes in no time."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True}
     random_model("LlamaForCausalLM", **sizes).save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For processes that a test kills: what they leave goes with it. A short path, for sockets take no long ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield

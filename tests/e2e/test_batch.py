@@ -17,7 +17,7 @@ from tests.e2e.server import ENGINE, SECONDS, Server
 from tests.processes import children, command_line, wait_gone
 
 CHATS = "/v1/chat/completions"
-NUM_LINES, NUM_TOKENS = 24, 300
+NUM_LINES, NUM_TOKENS = 24, 150
 COMMAND = [sys.executable, "-m", "headrace", "run-batch", "--max-num-seqs", "2", "--max-model-len", "512"]
 
 
@@ -41,6 +41,7 @@ def wait_lines(path: Path, count: int, process: "subprocess.Popen[str]") -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("swept")
 def test_a_killed_and_an_interrupted_run_are_gone_on_with(tiny: Path, tmp_path: Path) -> None:
     lines = [json.dumps(chat(str(i))) for i in range(NUM_LINES)]
     lines[3:3] = ["not a request", json.dumps(chat("hot", temperature=-1)), json.dumps(chat("stream", stream=True))]

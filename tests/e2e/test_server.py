@@ -152,6 +152,7 @@ def test_a_killed_engine_ends_requests_and_the_server() -> None:
         assert server.process.wait(SECONDS) not in (0, None)
 
 
+@pytest.mark.usefixtures("swept")
 def test_a_killed_server_takes_its_engine_along() -> None:
     with Server("--kv-cache-memory-bytes", "200M", "--max-model-len", "1024") as server:
         os.kill(server.process.pid, signal.SIGKILL)
