@@ -5,7 +5,8 @@ single fields; what depends on the model is ``frontend/validation.py``'s to chec
 """
 
 import enum
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -25,6 +26,51 @@ ABSENT = {  # fields of vLLM's SamplingParams, and why they can't be obeyed
 }
 
 
+T = TypeVar("T")
+
+
+@overload
+def typed(given: Any, kind: type[T], what: str) -> T: ...
+@overload
+def typed(given: Any, kind: Any, what: str) -> Any: ...
+def typed(given: Any, kind: Any, what: str) -> Any:
+    """``given`` as a ``kind``, which may be a type of msgspec's or hold some: a list of a tuple, a struct of a mapping.
+
+    Raises ``RequestError`` that names the field of a wrong type, or ``what`` if it is all of it.
+    """
+    try:
+        return msgspec.convert(given, kind, from_attributes=True, str_keys=True)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, RequestError):  # a value out of range, found by a struct's own checks
+            raise error.__cause__ from None
+        reason, _, path = str(error).partition(" - at ")
+        inside = path.strip("`").rpartition("$")[2]
+        place = inside[1:] if inside.startswith(".") else what + inside
+        name = place.partition(".")[0].partition("[")[0]
+        raise RequestError(f"{place} is invalid: {reason[0].lower()}{reason[1:]}.", name) from None
+    except UnicodeError:
+        raise RequestError(f"{what} has half of a character (a lone surrogate).", what) from None
+    except RecursionError:
+        raise RequestError(f"{what} is nested too deeply.", what) from None
+
+
+@functools.cache
+def _annotations(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """A struct of the same fields, and nothing else."""
+    return msgspec.defstruct(kind.__name__, [(field.name, field.type) for field in msgspec.structs.fields(kind)])
+
+
+class Parameters(msgspec.Struct):
+    """Fields that hold what they are annotated with, whatever they were given. Raises ``RequestError`` naming one
+    that doesn't.
+    """
+
+    def __post_init__(self) -> None:
+        found = typed(self, _annotations(type(self)), type(self).__name__)
+        for name, value in zip(self.__struct_fields__, msgspec.structs.astuple(found), strict=True):
+            setattr(self, name, value)
+
+
 class OutputKind(enum.IntEnum):
     """What each output of a running request carries: all text so far, only what is new, or one final output."""
 
@@ -33,7 +79,7 @@ class OutputKind(enum.IntEnum):
     FINAL_ONLY = 2
 
 
-class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class StructuredOutputsParams(Parameters, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The form an output must have: one of the first six, and how JSON is to be spaced. The fields are vLLM's.
 
     Raises ``RequestError`` unless exactly one form is asked for.
@@ -50,6 +96,7 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
     whitespace_pattern: str | None = None  # a regex: what may stand between JSON's tokens
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         forms = (self.json, self.regex, self.choice, self.grammar, self.structural_tag, self.json_object or None)
         if sum(form is not None for form in forms) != 1:
             raise RequestError(
@@ -60,10 +107,10 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
             raise RequestError("choice must be a list of texts that are not empty.", "structured_outputs")
 
 
-class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
+class SamplingParams(Parameters, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """How to sample one request; the fields and defaults are those of vLLM's ``SamplingParams``.
 
-    Raises ``RequestError`` naming the field if a value is out of range.
+    Raises ``RequestError`` naming the field if a value is of another type or out of range.
     """
 
     n: int = 1
@@ -119,11 +166,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             message = "structured_outputs and guided_decoding are two names of one thing: give one of them."
             raise RequestError(message, "guided_decoding")
         self.structured_outputs, self.guided_decoding = self.structured_outputs or self.guided_decoding, None
-        if isinstance(self.structured_outputs, dict):
-            self.structured_outputs = StructuredOutputsParams(**self.structured_outputs)
-        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
-        self.stop_token_ids = list(self.stop_token_ids or [])
-        self.bad_words = list(self.bad_words or [])
+        self.stop = [self.stop] if isinstance(self.stop, str) else [] if self.stop is None else self.stop
+        self.stop_token_ids = [] if self.stop_token_ids is None else self.stop_token_ids
+        self.bad_words = [] if self.bad_words is None else self.bad_words
+        self.logprobs = 1 if self.logprobs is True else self.logprobs
+        self.prompt_logprobs = 1 if self.prompt_logprobs is True else self.prompt_logprobs
+        super().__post_init__()
         if self.top_k == -1:  # the older spelling of "off"
             self.top_k = 0
         self.best_of = None if self.best_of == self.n else self.best_of
@@ -204,10 +252,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify")
 
 
-class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class PoolingParams(Parameters, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What to make of one prompt's hidden states; the fields are those of vLLM's ``PoolingParams``.
 
-    Raises ``RequestError`` naming the field if a value is out of range.
+    Raises ``RequestError`` naming the field if a value is of another type or out of range.
     """
 
     task: str | None = None  # one of POOLING_TASKS; None: what the model is for
@@ -218,6 +266,7 @@ class PoolingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unk
     second_segment: int | None = None  # where the second text of a pair begins, for models that mark it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task is not None and self.task not in POOLING_TASKS:
             raise RequestError(f"task must be one of {', '.join(POOLING_TASKS)}, got {self.task!r}.", "task")
         if self.dimensions is not None and self.dimensions < 1:

@@ -189,7 +189,7 @@ class AsyncLLM:
         ``EngineDeadError`` if the engine dies.
         """
         own = {"add_special_tokens": add_special_tokens, "truncate_prompt_tokens": truncate_prompt_tokens}
-        admitted = await self.prepare(prompt, sampling_params, **own | tokenization(others))
+        admitted = await self.prepare(prompt, sampling_params, **tokenization(others, **own))
         async with aclosing(self.run(admitted, request_id, priority=priority, cache_salt=cache_salt)) as outputs:
             async for output in outputs:
                 yield output
@@ -242,7 +242,7 @@ class AsyncLLM:
         self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None, **others: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """The one result of a pooling request, as vLLM's clients expect to iterate over it."""
-        params = pooling_params or PoolingParams()
+        params = PoolingParams() if pooling_params is None else pooling_params
         [admitted] = await self.prepare_pooling([prompt], params, **tokenization(others))
         yield with_tensor(await self.pool(admitted, request_id))
 

@@ -15,6 +15,7 @@ from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Sequence, Track
+from headrace.params import Parameters
 from headrace.types import (
     FinishReason,
     OutputKind,
@@ -28,10 +29,10 @@ from headrace.types import (
 ALL = -1  # logprobs of the whole vocabulary
 
 
-class BeamSearchParams(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class BeamSearchParams(Parameters, omit_defaults=True, forbid_unknown_fields=True):
     """What ``LLM.beam_search`` is to find; the fields are those of vLLM's ``BeamSearchParams``, and ``early_stopping``.
 
-    ``temperature`` changes nothing, as nothing is drawn.
+    ``temperature`` changes nothing, as nothing is drawn. Raises ``RequestError`` naming a field of another type.
     """
 
     beam_width: int

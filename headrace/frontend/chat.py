@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.errors import ConfigError, RequestError
 from headrace.frontend.rendering import Rendering, rendered
 from headrace.frontend.validation import check_conversation
+from headrace.params import typed
 
 if TYPE_CHECKING:
     from headrace.frontend.tokenizer import Tokenizer
@@ -41,21 +42,22 @@ def render_chat(
             "continue_final_message and add_generation_prompt exclude each other: set add_generation_prompt to false.",
             "continue_final_message",
         )
-    template_kwargs = template_kwargs or {}
-    check_conversation(messages, tools, documents, template_kwargs)
-    check_template_kwargs(tokenizer, template_kwargs)
-    return render(
-        Rendering(
-            template=pick_template(tokenizer, chat_template, tools),
-            messages=list(messages),
-            tools=list(tools) if tools else None,
-            documents=list(documents) if documents else None,
-            variables={**tokenizer.hf.special_tokens_map, **template_kwargs},
-            content_format=content_format,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-    )
+    given = {
+        "chat_template": chat_template or "",
+        "messages": messages,
+        "tools": tools or None,
+        "documents": documents or None,
+        "chat_template_kwargs": template_kwargs or {},
+        "content_format": content_format,
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+    }
+    job = typed(given, Rendering, "messages")
+    check_conversation(job.messages, job.tools, job.documents, job.chat_template_kwargs)
+    check_template_kwargs(tokenizer, job.chat_template_kwargs)
+    job.chat_template = pick_template(tokenizer, chat_template, job.tools)
+    job.chat_template_kwargs = {**tokenizer.hf.special_tokens_map, **job.chat_template_kwargs}
+    return render(job)
 
 
 def load_chat_template(value: str | None) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Required, TypedDict
 
+import msgspec
 from msgspec.structs import replace
 
 from headrace.config import Config
@@ -20,6 +21,7 @@ from headrace.frontend.parsers.choose import choose_formats, place_of
 from headrace.frontend.parsers.marks import Marks
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.validation import (
+    CacheSalt,
     check_embeds_enabled,
     check_embeds_params,
     check_generates,
@@ -27,9 +29,11 @@ from headrace.frontend.validation import (
     check_pooled_prompt,
     check_prompt,
     check_text,
+    of_kind,
     settled,
 )
 from headrace.models.source import ModelFiles
+from headrace.params import typed
 from headrace.types import Embeds, EngineInfo, OutputKind, PoolingParams, SamplingParams, Thinking
 
 
@@ -50,6 +54,17 @@ class TokensPrompt(TypedDict, total=False):
 
 # A text, its token ids, or a dictionary: those above, or {"prompt_embeds": a tensor [tokens, dim]}.
 Prompt = str | list[int] | Mapping[str, Any]
+
+
+class Given(msgspec.Struct):
+    """What a prompt came as, and beside it."""
+
+    prompt: str | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_embeds: Any = None
+    cache_salt: CacheSalt | None = None
+
+
 POOLED = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False, output_kind=OutputKind.FINAL_ONLY)
 
 
@@ -93,15 +108,18 @@ class Door:
     ) -> Admitted:
         """Raises ``RequestError`` if the prompt, or ``params`` with it, can't be served."""
         check_generates(self.info)
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"sampling_params must be SamplingParams, got {params!r}.", "sampling_params")
+        params = of_kind(params, SamplingParams, "sampling_params").clone()  # whose owner may have changed a field
+        given = given_as(prompt)
         if truncate_prompt_tokens is None:
-            self._check_text(prompt, "input_tokens")
-        if (embeds := self._embeds_of(prompt)) is not None:
+            self._check_text(given.prompt, "input_tokens")
+        embeds = None
+        if given.prompt_embeds is not None:
+            check_embeds_enabled(self.config)
             check_embeds_params(params, truncate_prompt_tokens)
+            embeds = taken(given.prompt_embeds, self.info)
             token_ids = [0] * (len(embeds.data) // (4 * self.info.hidden_size))  # there are no ids: so many positions
         else:
-            token_ids = self._token_ids(prompt, add_special_tokens)
+            token_ids = self._token_ids(given, add_special_tokens)
         if truncate_prompt_tokens is not None:
             keep = self.info.max_model_len - 1 if truncate_prompt_tokens == -1 else truncate_prompt_tokens
             token_ids = token_ids[-keep:] if keep > 0 else []
@@ -115,23 +133,13 @@ class Door:
             except ValueError as error:
                 raise RequestError(str(error), "vllm_xargs") from error
         grammar, thinking = self._grammar(params), self._thinking(params, token_ids)
-        salt = _cache_salt_of(prompt)
-        return Admitted(self._text_of(prompt), token_ids, params, grammar, thinking, embeds, cache_salt=salt)
+        return Admitted(given.prompt, token_ids, params, grammar, thinking, embeds, cache_salt=given.cache_salt)
 
     def needed_tokenizer(self, who: str = "This needs", param: str | None = None) -> Tokenizer:
         """The tokenizer. Raises ``RequestError``, which begins with ``who``, if there is none."""
         if self.tokenizer is None:
             raise RequestError(f"{who} a tokenizer, and --skip-tokenizer-init left it out.", param)
         return self.tokenizer
-
-    def _embeds_of(self, prompt: Prompt) -> Embeds | None:
-        """The prompt as embeddings, if that is how it came. Raises ``RequestError`` if they can't be a prompt."""
-        if not isinstance(prompt, dict) or "prompt_embeds" not in prompt:
-            return None
-        if len(prompt) > 1:
-            raise RequestError("A prompt dictionary that holds prompt_embeds holds nothing else.", "prompt_embeds")
-        check_embeds_enabled(self.config)
-        return taken(prompt["prompt_embeds"], self.info)
 
     def _grammar(self, params: SamplingParams) -> str | None:
         """The grammar that the output must match, in the engine's notation. Raises ``RequestError``."""
@@ -178,55 +186,41 @@ class Door:
 
         Raises ``RequestError`` if it, or ``params`` with it, can't be served.
         """
+        params = of_kind(params, PoolingParams, "pooling_params")
         if truncate_prompt_tokens is not None:
             params = params.clone(truncate_prompt_tokens=truncate_prompt_tokens)
         params = settled(params, self.info)
         add_special_tokens = add_special_tokens and self.info.pair_template is None  # which is complete in itself
+        pair = typed(prompt, tuple[str, str], "prompt") if isinstance(prompt, tuple) else None
+        given = Given() if isinstance(prompt, tuple) else given_as(prompt)
         if params.truncate_prompt_tokens is None:
-            for part in prompt if isinstance(prompt, tuple) else (prompt,):
-                self._check_text(part, "input")
-        if isinstance(prompt, tuple):
-            token_ids, params.second_segment = self._text_tokenizer().encode_pair(*prompt)
+            for text in pair or (given.prompt,):
+                self._check_text(text, "input")
+        if pair:
+            token_ids, params.second_segment = self._text_tokenizer().encode_pair(*pair)
         else:
-            token_ids = self._token_ids(prompt, add_special_tokens)
+            token_ids = self._token_ids(given, add_special_tokens)
         if params.truncate_prompt_tokens is not None:
             most = self.info.max_model_len if params.truncate_prompt_tokens == -1 else params.truncate_prompt_tokens
             if len(token_ids) > most:
-                closing = min(self._num_closing(prompt, add_special_tokens), most)
+                closing = min(self._num_closing(add_special_tokens), most) if pair or given.prompt is not None else 0
                 token_ids = token_ids[: most - closing] + token_ids[len(token_ids) - closing :]
         check_pooled_prompt(token_ids, self.info)
-        return Admitted(None, token_ids, POOLED, pooling=params, cache_salt=_cache_salt_of(prompt))
+        return Admitted(None, token_ids, POOLED, pooling=params, cache_salt=given.cache_salt)
 
-    def _text_of(self, prompt: Prompt) -> str | None:
-        """The prompt as text, if that is how it came."""
-        if isinstance(prompt, dict):
-            prompt = prompt.get("prompt", [])
-        return prompt if isinstance(prompt, str) else None
-
-    def _check_text(self, prompt: Prompt, param: str) -> None:
-        if (text := self._text_of(prompt)) is not None and self.tokenizer is not None:
+    def _check_text(self, text: str | None, param: str) -> None:
+        if text is not None and self.tokenizer is not None:
             check_text(text, self.tokenizer.longest_token, self.info, param)
 
-    def _token_ids(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
-        if isinstance(prompt, dict):
-            given = {name for name, value in prompt.items() if value is not None}
-            if given - {"prompt", "prompt_token_ids", "cache_salt"} or not given - {"cache_salt"}:
-                raise RequestError(
-                    "A prompt dictionary holds prompt or prompt_token_ids, or, to go on from, prompt_embeds; "
-                    "cache_salt may stand beside them.",
-                    "prompt",
-                )
-            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in given else prompt["prompt"]
-        if isinstance(prompt, str):
-            return self._text_tokenizer().encode(prompt, add_special_tokens)
-        if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:  # booleans are none
-            raise RequestError("A prompt is a text or a list of token ids.", "prompt")
-        return prompt
+    def _token_ids(self, given: Given, add_special_tokens: bool) -> list[int]:
+        if given.prompt_token_ids is not None:
+            return given.prompt_token_ids
+        if given.prompt is None:
+            raise RequestError("A prompt to be pooled is a text or a list of token ids.", "prompt")
+        return self._text_tokenizer().encode(given.prompt, add_special_tokens)
 
-    def _num_closing(self, prompt: Prompt | tuple[str, str], add_special_tokens: bool) -> int:
-        """How many tokens at a prompt's end are none of its text, and stay when it is cut."""
-        if not isinstance(prompt, tuple) and self._text_of(prompt) is None:
-            return 0
+    def _num_closing(self, add_special_tokens: bool) -> int:
+        """How many tokens at the end of texts are none of theirs, and stay when they are cut."""
         if self.info.pair_template is not None:
             closing = self.info.pair_template.rpartition("{document}")[2]
             return len(self._text_tokenizer().encode(closing, add_special_tokens=False))
@@ -236,11 +230,24 @@ class Door:
         return self.needed_tokenizer("Text prompts need", "prompt")
 
 
-def _cache_salt_of(prompt: Prompt | tuple[str, str]) -> str | None:
-    salt = prompt.get("cache_salt") if isinstance(prompt, dict) else None
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        raise RequestError("cache_salt must be a text that is not empty.", "cache_salt")
-    return salt
+def given_as(prompt: Prompt) -> Given:
+    """Raises ``RequestError`` for what is no prompt."""
+    if isinstance(prompt, str):
+        return Given(prompt)
+    if isinstance(prompt, list):
+        return Given(prompt_token_ids=typed(prompt, list[int], "prompt"))
+    if not isinstance(prompt, Mapping):
+        raise RequestError("A prompt is a text or a list of token ids.", "prompt")
+    fields = {name: value for name, value in prompt.items() if value is not None}
+    if not fields.keys() <= set(Given.__struct_fields__) or not fields.keys() - {"cache_salt"}:
+        raise RequestError(
+            "A prompt dictionary holds prompt or prompt_token_ids, or, to go on from, prompt_embeds; "
+            "cache_salt may stand beside them.",
+            "prompt",
+        )
+    if "prompt_embeds" in fields and len(fields) > 1:
+        raise RequestError("A prompt dictionary that holds prompt_embeds holds nothing else.", "prompt_embeds")
+    return typed(fields, Given, "prompt")
 
 
 def load_tokenizer(files: ModelFiles, config: Config) -> Tokenizer | None:

@@ -4,10 +4,11 @@ import dataclasses
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from msgspec import Meta
 from msgspec.structs import replace
 
 from headrace.config.options import ModelOptions
@@ -26,8 +27,9 @@ from headrace.frontend.readings import Metric, readings
 from headrace.frontend.rendering import final_text
 from headrace.frontend.tokenizer import Tokenizer
 from headrace.frontend.tracker import Track, Tracker
-from headrace.frontend.validation import tokenization
+from headrace.frontend.validation import of_kind, tokenization
 from headrace.models import source
+from headrace.params import typed
 from headrace.types import (
     ClassificationOutput,
     EmbeddingOutput,
@@ -173,6 +175,7 @@ class LLM:
             raise RequestError(f"A conversation is a list of messages, got {messages!r}.", "messages")
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else list(messages)
         options = self.config.frontend
+        template_kwargs = typed(chat_template_kwargs or {}, dict[str, Any], "chat_template_kwargs")
         texts = [
             render_chat(
                 self.tokenizer,
@@ -181,20 +184,20 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 content_format=chat_template_content_format or options.chat_template_content_format,
-                template_kwargs=options.default_chat_template_kwargs | (chat_template_kwargs or {}),
+                template_kwargs=options.default_chat_template_kwargs | template_kwargs,
                 tools=tools,
             )
             for conversation in conversations
         ]
         continued = [final_text(conversation) if continue_final_message else None for conversation in conversations]
         params = map(self.door.placed, self._params(sampling_params, len(texts)), texts, continued)
-        as_rendered = {"add_special_tokens": False} | tokenization(others)
+        as_rendered = tokenization(others, add_special_tokens=False)
         tracks = [self._track(text, p, **as_rendered) for text, p in zip(texts, params, strict=True)]
         return self._run(tracks, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """One prompt's outputs as they come, each with what is new; closing the iterator ends the request."""
-        params = (sampling_params or self.get_default_sampling_params()).clone(output_kind=OutputKind.DELTA)
+        params = self._params(sampling_params, 1)[0].clone(output_kind=OutputKind.DELTA)
         track = self._track(prompt, params)
         self._submit(track)
         try:
@@ -220,11 +223,11 @@ class LLM:
 
         ``concurrency_limit``: how many prompts are searched at once; all unless given.
         """
-        if concurrency_limit is not None and concurrency_limit < 1:
-            raise RequestError(f"concurrency_limit must be at least 1, got {concurrency_limit}.", "concurrency_limit")
         options = tokenization(others)
-        tracks = [self._track(prompt, params.sampling_params, **options) for prompt in _as_list(prompts)]
-        at_once = concurrency_limit or len(tracks)
+        wanted = of_kind(params, BeamSearchParams, "params").sampling_params
+        tracks = [self._track(prompt, wanted, **options) for prompt in _as_list(prompts)]
+        width = typed(concurrency_limit, Annotated[int, Meta(ge=1)] | None, "concurrency_limit")
+        at_once = width or len(tracks) or 1
         outputs: list[RequestOutput] = []
         for first in range(0, len(tracks), at_once):
             outputs += self._run(tracks[first : first + at_once], use_tqdm)
@@ -242,7 +245,7 @@ class LLM:
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt, as a tensor in ``outputs.data``: by default its main task."""
         many = _as_list(prompts)
-        each = _one_each(pooling_params or PoolingParams(), len(many), "pooling parameters")
+        each = _pooling_params(pooling_params, len(many))
         prepared = [(prompt, one.clone(task=pooling_task or one.task)) for prompt, one in zip(many, each, strict=True)]
         return [with_tensor(output) for output in self._pool(prepared, use_tqdm, others)]
 
@@ -285,8 +288,9 @@ class LLM:
 
         A model with a classifier judges each pair; of an embedding model it is the cosine of the two vectors.
         """
-        scoring = Scoring(_as_list(data_1), _as_list(data_2), self.info, instruction)
-        params = (pooling_params or PoolingParams()).clone(task=scoring.task)
+        queries, documents = (typed(_as_list(data), list[str], "data") for data in (data_1, data_2))
+        scoring = Scoring(queries, documents, self.info, typed(instruction, str | None, "instruction"))
+        params = _pooling_params(pooling_params, 1)[0].clone(task=scoring.task)
         return scoring.results(self._pool([(prompt, params) for prompt in scoring.prompts], use_tqdm, others))
 
     def _pool(
@@ -347,7 +351,8 @@ class LLM:
         return self._engine
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        return _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling parameters")
+        each = _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling parameters")
+        return [of_kind(one, SamplingParams, "sampling_params") for one in each]
 
     def _tracks(
         self,
@@ -436,8 +441,13 @@ def _one_each(given: T | Sequence[T], count: int, kind: str) -> list[T]:
 def _with_task(
     prompts: Prompt | Sequence[Prompt], task: str, params: PoolingParams | None
 ) -> list[tuple[Prompt | tuple[str, str], PoolingParams]]:
-    params = (params or PoolingParams()).clone(task=task)
-    return [(prompt, params) for prompt in _as_list(prompts)]
+    [params] = _pooling_params(params, 1)
+    return [(prompt, params.clone(task=task)) for prompt in _as_list(prompts)]
+
+
+def _pooling_params(given: PoolingParams | Sequence[PoolingParams] | None, count: int) -> list[PoolingParams]:
+    each = _one_each(PoolingParams() if given is None else given, count, "pooling parameters")
+    return [of_kind(one, PoolingParams, "pooling_params") for one in each]
 
 
 def _final(track: Track) -> RequestOutput:
@@ -451,10 +461,9 @@ def _final(track: Track) -> RequestOutput:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many, told apart: a list of integers is one prompt of token ids."""
-    if isinstance(prompts, str | dict):
+    if isinstance(prompts, str | Mapping):
         return [prompts]
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | bytearray):
         raise RequestError(f"A prompt is a text or a list of token ids, got {prompts!r}.", "prompt")
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [list(prompts)]  # type: ignore[arg-type]
-    return list(prompts)  # type: ignore[arg-type]
+    many: list[Any] = list(prompts)
+    return [many] if many and all(isinstance(item, int) for item in many) else many

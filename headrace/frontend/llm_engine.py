@@ -9,6 +9,7 @@ from headrace.frontend.llm import LLM
 from headrace.frontend.pooling import PoolingTrack, with_tensor
 from headrace.frontend.tracker import Track
 from headrace.frontend.validation import tokenization
+from headrace.params import typed
 from headrace.types import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
 
 
@@ -48,7 +49,7 @@ class LLMEngine:
         **others: Any,
     ) -> str:
         """Queue one request. Raises ``RequestError`` if it can't be served or its id is in use."""
-        if request_id in self._tracks:
+        if typed(request_id, str, "request_id") in self._tracks:
             raise RequestError(f"The request id {request_id} is in use.", "request_id")
         options = tokenization(others)
         if isinstance(params, PoolingParams):

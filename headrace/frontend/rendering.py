@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import msgspec
@@ -23,14 +23,16 @@ GENERATION_TAG = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
 
 
 class Rendering(msgspec.Struct):
-    """What to render: plain data, for another process. ``variables`` are the template's beside the other fields."""
+    """What to render: plain data, for another process. ``chat_template_kwargs`` are the template's variables beside
+    the other fields.
+    """
 
-    template: str
+    chat_template: str
     messages: list[Any]
     tools: list[dict[str, Any]] | None
     documents: list[dict[str, Any]] | None
-    variables: dict[str, Any]
-    content_format: str
+    chat_template_kwargs: dict[str, Any]
+    content_format: Literal["auto", "string", "openai"]
     add_generation_prompt: bool
     continue_final_message: bool
 
@@ -39,22 +41,22 @@ def rendered(job: Rendering) -> str:
     """The prompt's text. Raises ``RequestError`` for whatever can't be rendered."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    content_format = job.content_format
+    content_format: str = job.content_format
     if content_format == "auto":
-        content_format = detect_content_format(job.template)
+        content_format = detect_content_format(job.chat_template)
     conversation = [parse_message(message, content_format) for message in job.messages]
     for message in conversation:
-        if message["role"] == "developer" and "developer" not in job.template:
+        if message["role"] == "developer" and "developer" not in job.chat_template:
             message["role"] = "system"  # which OpenAI has renamed; few models know it by the new name
     try:
         found: Any = render_jinja_template(  # which is annotated as a str, and is two lists
             conversations=[conversation],
             tools=list(job.tools) if job.tools else None,
             documents=job.documents or None,
-            chat_template=job.template,
+            chat_template=job.chat_template,
             continue_final_message=job.continue_final_message,
             add_generation_prompt=job.add_generation_prompt,
-            **job.variables,
+            **job.chat_template_kwargs,
         )
     except Exception as error:  # a template can raise anything, and it is always this request's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

@@ -4,13 +4,16 @@ Owns texts, stop strings and request times; used alike by the handle with an eng
 a process of its own. Knows neither sockets nor HTTP.
 """
 
+import copy
 import time
 from dataclasses import dataclass, field
 
 from headrace.frontend.detokenizer import Detokenizer
 from headrace.frontend.door import Admitted, Door
 from headrace.frontend.observer import FinishedRequest, Observer
-from headrace.frontend.validation import check_priority
+from headrace.frontend.tokenizer import check_characters
+from headrace.frontend.validation import Labels, check_priority
+from headrace.params import typed
 from headrace.types import (
     CompletionOutput,
     FinishReason,
@@ -47,10 +50,13 @@ class Track:
     def __init__(
         self, request_id: str, admitted: Admitted, door: Door, priority: int = 0, cache_salt: str | None = None
     ):
-        """Raises ``RequestError`` if the engine gives no priority to anybody, and this asks for one."""
+        """Raises ``RequestError`` for labels of a wrong type, and for a priority where the engine gives none."""
+        given = {"request_id": request_id, "priority": priority, "cache_salt": cache_salt}
+        typed(given, Labels, "request")
         check_priority(priority, door.config)
         self.request_id, self.admitted, self.door = request_id, admitted, door
         self.priority, self.cache_salt = priority, cache_salt or admitted.cache_salt
+        check_characters(request_id + (self.cache_salt or ""))
         self.wanted, self.params = admitted.params, self.generating(admitted.params)
         self.tokenizer = door.tokenizer if self.params.detokenize else None
         self._bad_word_ids = door.tokenizer.bad_word_ids(self.params.bad_words) if door.tokenizer else []
@@ -69,8 +75,9 @@ class Track:
     def submits(self) -> list[Submit]:
         """The messages that start its sequences; the i-th sequence of a seeded request has seed + i."""
         admitted, found = self.admitted, []
+        common = self.params.clone(n=1, stop=[], bad_words=[], structured_outputs=None)
         for sequence in self.sequences:
-            params = self.params.clone(n=1, stop=[], bad_words=[], structured_outputs=None)
+            params = copy.copy(common)
             if params.seed is not None:
                 params.seed = (params.seed + sequence.index + 2**63) % 2**64 - 2**63
             found.append(

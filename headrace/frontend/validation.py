@@ -5,12 +5,13 @@ Ranges of single fields are ``SamplingParams``' own; here are sizes, and what ne
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from headrace.config import Config
 from headrace.errors import RequestError
+from headrace.params import typed
 from headrace.types import EngineInfo, OutputKind, PoolingParams, SamplingParams
 
 MAX_PROMPTS = 1024  # of one completion request
@@ -36,6 +37,8 @@ UNSEARCHABLE: dict[str, Any] = {  # what a beam search can't obey: the fields, a
     "bad_words": [],
 }
 BEAMS_ONLY = {"length_penalty": 1.0, "early_stopping": False}
+
+T = TypeVar("T")
 
 
 def too_long(found: str, info: EngineInfo, param: str) -> RequestError:
@@ -65,6 +68,7 @@ def check_pooled_prompt(token_ids: list[int], info: EngineInfo) -> None:
 
 def settled(params: PoolingParams, info: EngineInfo) -> PoolingParams:
     """``params`` with their task. Raises ``RequestError`` if the model can't do it."""
+    _check_message(params)
     if info.tasks == ["generate"]:
         raise RequestError(
             "This model was started to generate text; start it with --task embed, or serve an embedding model or a "
@@ -155,8 +159,9 @@ class TokenizationOptions(msgspec.Struct, forbid_unknown_fields=True):
     truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | msgspec.UnsetType | None = msgspec.UNSET
 
 
-def tokenization(others: dict[str, Any]) -> dict[str, Any]:
-    """The ``tokenization_kwargs`` among the arguments of vLLM's methods that are none of ours by name.
+def tokenization(others: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """``options``, and over them the ``tokenization_kwargs`` among the arguments of vLLM's methods that are none of
+    ours by name.
 
     Raises ``RequestError`` if they, or any other of those arguments, ask for what is not there.
     """
@@ -166,12 +171,28 @@ def tokenization(others: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"unexpected argument {name!r}")
         if any(entry is not None for entry in (value if isinstance(value, list) else [value])):
             raise RequestError(f"{name} needs {LATER[name]}, which this version does not have yet: leave it out.", name)
-    try:
-        options = msgspec.convert({} if given is None else given, TokenizationOptions)
-    except msgspec.ValidationError as error:
-        message = f"tokenization_kwargs may hold add_special_tokens and truncate_prompt_tokens (-1 or more): {error}."
-        raise RequestError(message, "tokenization_kwargs") from None
-    return msgspec.to_builtins(options)  # type: ignore[no-any-return]
+    if given is not None:
+        options |= typed(given, dict[str, Any], "tokenization_kwargs")
+    found: dict[str, Any] = msgspec.to_builtins(typed(options, TokenizationOptions, "tokenization_kwargs"))
+    return found
+
+
+CacheSalt = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Labels(msgspec.Struct):
+    """What a request has beside its prompt and parameters."""
+
+    request_id: str
+    priority: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+    cache_salt: CacheSalt | None
+
+
+def of_kind(given: Any, kind: type[T], name: str) -> T:
+    """``given``. Raises ``RequestError`` if the argument ``name`` is no ``kind``."""
+    if not isinstance(given, kind):
+        raise RequestError(f"{name} must be {kind.__name__}, got {given!r}.", name)
+    return given
 
 
 def check_priority(priority: int, config: Config) -> None:
@@ -238,12 +259,17 @@ def _check_sizes(params: SamplingParams) -> None:
         raise RequestError(f"n times the number of bad_words can be at most {MAX_BAD_WORD_ROWS}.", "bad_words")
     if params.extra_args:
         _check_bytes(params.extra_args, "vllm_xargs")
+    _check_message(params)
+
+
+def _check_message(params: SamplingParams | PoolingParams) -> None:
+    """Raise ``RequestError`` unless the engine can be told of ``params``."""
     try:
-        msgspec.msgpack.encode(params)  # as it will be sent to the engine
-    except (OverflowError, UnicodeError):
-        raise RequestError("A sampling parameter is a number beyond 64 bits, or half of a character.") from None
+        msgspec.msgpack.encode(params)
+    except (OverflowError, TypeError, UnicodeError):
+        raise RequestError("A parameter holds a number beyond 64 bits, half of a character or no plain data.") from None
     except RecursionError:
-        raise RequestError("A sampling parameter is nested too deeply.") from None
+        raise RequestError("A parameter is nested too deeply.") from None
 
 
 def _check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:

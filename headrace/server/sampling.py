@@ -5,11 +5,10 @@ Owns the defaults (the model's generation config, then the API's); the ranges ar
 
 from typing import Any
 
-import msgspec
-
 from headrace.config import Config
 from headrace.errors import RequestError
 from headrace.frontend.validation import check_logprobs
+from headrace.params import typed
 from headrace.server.schema import ChatRequest, CompletionRequest, GenerateRequest, SamplingFields, StreamFields
 from headrace.server.structured import structured_outputs
 from headrace.types import OutputKind, SamplingParams
@@ -51,13 +50,7 @@ def chat_params(body: ChatRequest, config: Config, defaults: dict[str, Any]) -> 
 def generate_params(body: GenerateRequest) -> SamplingParams:
     """The body carries SamplingParams itself; nothing is filled in. A null ``max_tokens`` has no limit."""
     given = {name: value for name, value in body.sampling_params.items() if value is not None or name == "max_tokens"}
-    try:
-        params = msgspec.convert(given, SamplingParams, str_keys=True)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, RequestError):  # a value out of range, found by SamplingParams
-            raise error.__cause__ from None
-        raise RequestError(f"sampling_params is invalid: {error}.", "sampling_params") from None
-    return params.clone(output_kind=output_kind_of(body))
+    return typed(given, SamplingParams, "sampling_params").clone(output_kind=output_kind_of(body))
 
 
 def build(

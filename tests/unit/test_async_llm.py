@@ -130,7 +130,7 @@ async def test_what_is_refused_does_not_reach_the_engine() -> None:
     async with AsyncLLM(config, ["m"], cast(EngineProcess, process), door) as llm:
         with pytest.raises(RequestError, match="--scheduling-policy priority"):
             await anext(llm.generate([65], SamplingParams(), priority=1))
-        with pytest.raises(RequestError, match="a list of token ids"):
+        with pytest.raises(RequestError, match=r"prompt\[0\] is invalid: expected `int`"):
             await anext(llm.generate([True], SamplingParams()))
         with pytest.raises(RequestError, match=r"must be SamplingParams, got {'temperature': 0}"):
             await anext(llm.generate([65], cast(SamplingParams, {"temperature": 0})))

@@ -29,11 +29,11 @@ BOMBS = {
 
 def job(template: str, messages: list[dict[str, Any]] | None = None) -> Rendering:
     return Rendering(
-        template=template,
+        chat_template=template,
         messages=messages or [USER],
         tools=None,
         documents=None,
-        variables={"name": "é\n"},
+        chat_template_kwargs={"name": "é\n"},
         content_format="auto",
         add_generation_prompt=True,
         continue_final_message=False,
