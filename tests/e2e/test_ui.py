@@ -52,7 +52,7 @@ class Visit:
         if entered:
             self.context.add_init_script(f"sessionStorage.setItem('headrace.key', '{KEY}')")
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.complaints: list[str] = []
         self.addresses: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
