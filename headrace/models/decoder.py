@@ -209,7 +209,7 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_dummy(self, seed: int) -> None:
         """Fill all weights at random instead of loading them: the same for the same seed and device."""
-        generator = torch.Generator(device=self.device).manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed % 2**64)  # torch takes no more bits
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.uniform_(-0.04, 0.04, generator=generator)
