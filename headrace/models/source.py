@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -173,12 +174,12 @@ def shapes() -> list[str]:
 
 
 def _find(name: str | None, revision: str | None, model: ModelOptions, load: LoadOptions, weights: bool) -> ModelFiles:
-    path = Path(name or "").expanduser()
+    path = _local(name or "")
     if not name or (name == packaged.NAME and not path.exists()):
         return _gguf(packaged.NAME, packaged.default_model(), load)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _in_directory(name, path, "", load, weights)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix == ".safetensors":
             raise ConfigError(f"{name} is one file of a checkpoint; give the directory that it lies in.")
         return _gguf(name, path, load)
@@ -190,8 +191,8 @@ def _find(name: str | None, revision: str | None, model: ModelOptions, load: Loa
             "measure with random weights, or name the model's directory or hub id."
         )
     repository, _, wanted = name.partition(":")
-    if wanted and Path(repository).expanduser().is_dir():
-        return _in_directory(name, Path(repository).expanduser(), wanted, load, weights)
+    if wanted and os.path.isdir(directory := _local(repository)):
+        return _in_directory(name, directory, wanted, load, weights)
     if name.startswith(("/", ".", "~")) or repository.count("/") > 1 or repository.endswith(".gguf"):
         raise ConfigError(f"There is no file or directory {name}.")
 
@@ -205,6 +206,11 @@ def _find(name: str | None, revision: str | None, model: ModelOptions, load: Loa
 
     directory = hub.download(repository, choose, revision, model.hf_token, load.download_dir)
     return _in_directory(name, directory, wanted, load, weights)
+
+
+def _local(name: str) -> Path:
+    """The path that ``name`` is if it is one; os.path's functions, other than pathlib's, take names that can't be."""
+    return Path(os.path.expanduser(name))
 
 
 def _in_directory(name: str, path: Path, wanted: str, load: LoadOptions, weights: bool) -> ModelFiles:

@@ -107,6 +107,8 @@ def test_local_models(models: Path, model: str, load_format: str, path: str, kin
         ("./nowhere", "auto", r"There is no file or directory ./nowhere\."),
         ("/no/such/model.gguf", "auto", "There is no file or directory"),
         ("llama-3.1-8b", "auto", "llama-3.1-8b is a shape only, without weights.*--load-format dummy"),
+        ("x" * 300, "auto", "neither a file nor a directory here, nor a valid hub id"),
+        ("~nobody-at-all/model", "auto", "There is no file or directory ~nobody-at-all/model"),
         ("not an id!", "auto", "neither a file nor a directory here, nor a valid hub id"),
     ],
 )
