@@ -5,6 +5,7 @@ Owns the facts and the reading of a value from text; does not know which options
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -136,9 +137,10 @@ class Option:
         for entry in value if isinstance(value, list) else [value]:
             if entry is None or (facts.auto is not None and entry == facts.auto):
                 continue
-            too_small = facts.minimum is not None and not entry >= facts.minimum  # NaN, too
-            too_large = facts.maximum is not None and not entry <= facts.maximum
-            if too_small or too_large or (facts.choices and entry not in facts.choices):
+            too_small = facts.minimum is not None and entry < facts.minimum
+            too_large = facts.maximum is not None and entry > facts.maximum
+            endless = isinstance(entry, float) and not math.isfinite(entry)  # JSON, as the engine gets it, has no such
+            if too_small or too_large or endless or (facts.choices and entry not in facts.choices):
                 raise self.wrong(entry)
 
 

@@ -61,6 +61,7 @@ def test_values(name: str, given: Any, expected: Any) -> None:
             {"kv_cache_memory_bytes": f"{HUGE}k"},
             f"--kv-cache-memory-bytes must be a whole number of at least 1 such as 40000, 40k or 1K, got '{HUGE}k'.",
         ),
+        ({"shutdown_timeout": "inf"}, "--shutdown-timeout must be a number of at least 0, got inf."),
         ({"block_size": 0}, "--block-size must be a whole number between 1 and 256, got 0."),
         ({"dtype": "int8"}, "--dtype must be one of auto, half, float16, bfloat16, float, float32, got 'int8'."),
         ({"max_model_len": 0}, MODEL_LEN + "0."),
