@@ -47,6 +47,8 @@ def typed(given: Any, kind: Any, what: str) -> Any:
         inside = path.strip("`").rpartition("$")[2]
         place = inside[1:] if inside.startswith(".") else what + inside
         name = place.partition(".")[0].partition("[")[0]
+        if place == what and "unknown field" in reason:
+            reason += f"; it may hold {', '.join(kind.__struct_fields__)}"
         raise RequestError(f"{place} is invalid: {reason[0].lower()}{reason[1:]}.", name) from None
     except UnicodeError:
         raise RequestError(f"{what} has half of a character (a lone surrogate).", what) from None

@@ -71,7 +71,10 @@ def own_parser() -> Any:
         ({"lora_request": [None, None]}, None),
         ({"lora_request": [None, "sql"]}, "lora_request needs LoRA"),
         ({"mm_processor_kwargs": {"fps": 1}}, "needs media in prompts"),
-        ({"tokenization_kwargs": {"padding": True}}, "tokenization_kwargs is invalid: .*`padding`"),
+        (
+            {"tokenization_kwargs": {"padding": True}},
+            "`padding`; it may hold add_special_tokens, truncate_prompt_tokens",
+        ),
         ({"tokenization_kwargs": {"truncate_prompt_tokens": "x"}}, "truncate_prompt_tokens is invalid: .* got `str`"),
         ({"tokenization_kwargs": {"truncate_prompt_tokens": -2}}, ">= -1"),
         ({"tokenization_kwargs": {"add_special_tokens": None}}, "got `null`"),
