@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from headrace.device import pick_device
+from headrace.ops.linear import linear
 from headrace.types import StepCost
 
 
@@ -106,7 +107,9 @@ def prefill_flops(cost: StepCost, tokens: float) -> float:
 
 
 def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:
-    """The ceilings of ``device``, or of the one Headrace takes, for ``dtype_name``: by a sum and a square product."""
+    """The ceilings of ``device``, or of the one Headrace takes, for ``dtype_name``: by a sum and a product as
+    layers compute it, of squares.
+    """
     device = device or pick_device("auto")
     gpu, dtype = device.type != "cpu", getattr(torch, dtype_name)
     if gpu:
@@ -115,7 +118,7 @@ def measure(dtype_name: str, device: torch.device | None = None) -> Ceilings:
     square = torch.randn(8192 if gpu else 1536, 8192 if gpu else 1536, device=device).to(dtype)
     return Ceilings(
         memory.numel() * 4 / best_seconds(memory.sum),
-        2 * len(square) ** 3 / best_seconds(lambda: square @ square),
+        2 * len(square) ** 3 / best_seconds(lambda: linear.reference(square, square)),
     )
 
 
