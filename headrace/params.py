@@ -39,7 +39,7 @@ def typed(given: Any, kind: Any, what: str) -> Any:
     Raises ``RequestError`` that names the field of a wrong type, or ``what`` if it is all of it.
     """
     try:
-        return msgspec.convert(given, kind, from_attributes=True, str_keys=True)
+        return _converted(given, kind)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, RequestError):  # a value out of range, found by a struct's own checks
             raise error.__cause__ from None
@@ -56,6 +56,20 @@ def typed(given: Any, kind: Any, what: str) -> Any:
         raise RequestError(f"{what} is nested too deeply.", what) from None
 
 
+def _converted(given: Any, kind: Any) -> Any:
+    """NumPy's numbers and arrays are taken for plain ones and lists."""
+    try:
+        return msgspec.convert(given, kind, from_attributes=True, str_keys=True)
+    except msgspec.ValidationError as error:
+        if "`numpy." not in str(error):
+            raise
+        try:
+            plain = msgspec.to_builtins(given, builtin_types=(bytes,), enc_hook=lambda value: value.tolist())
+        except (AttributeError, TypeError):
+            raise error from None
+        return msgspec.convert(plain, kind, from_attributes=True, str_keys=True)
+
+
 @functools.cache
 def _annotations(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """A struct of the same fields, and nothing else."""
@@ -68,7 +82,7 @@ class Parameters(msgspec.Struct):
     """
 
     def __post_init__(self) -> None:
-        found = typed(self, _annotations(type(self)), type(self).__name__)
+        found = typed(msgspec.structs.asdict(self), _annotations(type(self)), type(self).__name__)
         for name, value in zip(self.__struct_fields__, msgspec.structs.astuple(found), strict=True):
             setattr(self, name, value)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 import pytest
 
 from headrace import LLM
@@ -184,3 +185,24 @@ async def test_an_argument_of_its_encode_is_taken_or_refused(name: str) -> None:
             except (RequestError, ArrivedError) as error:
                 was_refused |= isinstance(error, RequestError)
     assert was_refused
+
+
+def test_numbers_of_numpy_are_plain_ones() -> None:
+    params = SamplingParams(
+        seed=cast(int, np.int64(5)),
+        temperature=cast(float, np.float32(0.5)),
+        top_p=cast(float, np.float64(0.5)),
+        ignore_eos=cast(bool, np.bool_(True)),
+        stop_token_ids=cast(list[int], np.array([3, 4])),
+        allowed_token_ids=[cast(int, np.int32(3))],
+    )
+    assert msgspec.to_builtins(params) == {
+        "seed": 5,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "ignore_eos": True,
+        "stop_token_ids": [3, 4],
+        "allowed_token_ids": [3],
+    }
+    with pytest.raises(RequestError, match="temperature"):
+        SamplingParams(temperature=cast(float, np.zeros(2)))
