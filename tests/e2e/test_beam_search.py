@@ -138,7 +138,7 @@ def test_the_server_searches_and_stops_when_its_client_leaves(server: Server) ->
     assert answer["usage"]["completion_tokens"] == 2 * 3 * 8
     assert answer["usage"]["prompt_tokens"] == 5 + 17
     scores = [sum(choice["logprobs"]["token_logprobs"]) for choice in answer["choices"]]
-    assert scores[0] > scores[1] and scores[2] > scores[3]
+    assert scores[0] >= scores[1] and scores[2] >= scores[3]  # bfloat16 has ties
 
     chat = {"messages": [{"role": "user", "content": "Say hello."}], "use_beam_search": True, "n": 3}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat | {"max_tokens": 6}, timeout=SECONDS).json()
