@@ -5,11 +5,9 @@ Knows no kernel.
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,6 +15,7 @@ import torch
 
 from headrace.device import describe
 from headrace.errors import ConfigError
+from headrace.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,4 @@ def write(path: Path, device_name: str, products: Iterable[Product]) -> None:
     lines = ",\n".join(msgspec.json.encode(merged[key]).decode() for key in sorted(merged))
     text = f'{{"device": {msgspec.json.encode(device_name).decode()}, "products": [\n{lines}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent) as scratch:  # others see the file whole or not at all
-        part = Path(scratch) / path.name
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+    write_whole(path, text)
